@@ -1,0 +1,43 @@
+# What goes into the wheel, all of it in one install component.
+
+if(SKBUILD)
+    set(platlib "${SKBUILD_PLATLIB_DIR}")
+else()
+    set(platlib "${CMAKE_INSTALL_PREFIX}/python")
+endif()
+
+# libllama and the ggml libraries and backends that were configured.
+function(reasonalloc_collect_libraries result directory)
+    get_property(targets DIRECTORY "${directory}" PROPERTY BUILDSYSTEM_TARGETS)
+    get_property(children DIRECTORY "${directory}" PROPERTY SUBDIRECTORIES)
+    set(found "")
+    foreach(target ${targets})
+        get_target_property(type ${target} TYPE)
+        if(type MATCHES "^(SHARED|MODULE)_LIBRARY$" AND target MATCHES "^(llama|ggml.*)$")
+            list(APPEND found ${target})
+        endif()
+    endforeach()
+    foreach(child ${children})
+        reasonalloc_collect_libraries(below "${child}")
+        list(APPEND found ${below})
+    endforeach()
+    set(${result} "${found}" PARENT_SCOPE)
+endfunction()
+
+reasonalloc_collect_libraries(libraries "${llama_tree}")
+add_custom_target(reasonalloc ALL)
+add_dependencies(reasonalloc ${libraries})
+install(TARGETS ${libraries}
+        LIBRARY DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc
+        RUNTIME DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc
+        ARCHIVE DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc_unused EXCLUDE_FROM_ALL
+        PUBLIC_HEADER DESTINATION "include" COMPONENT reasonalloc_unused EXCLUDE_FROM_ALL)
+
+# The bindings of the same release, unmodified.
+install(DIRECTORY "${REASONALLOC_LLAMA_DIR}/llama_cpp" DESTINATION "${platlib}"
+        COMPONENT reasonalloc PATTERN "__pycache__" EXCLUDE)
+
+install(FILES "${native}/include/reasonalloc.h"
+        DESTINATION "${platlib}/py_reasonalloc/include" COMPONENT reasonalloc)
+install(DIRECTORY "${CMAKE_SOURCE_DIR}/profiles" DESTINATION "${platlib}/py_reasonalloc"
+        COMPONENT reasonalloc OPTIONAL FILES_MATCHING PATTERN "*.json")

@@ -1,0 +1,111 @@
+/* cache.h - the bookkeeping of a budgeted cache: which row of which pool holds which token
+ *
+ * No tensors here: rows are moved and features computed by callbacks, so that all of this can be
+ * tested without a model. Not thread-safe. */
+#ifndef RA_CACHE_H
+#define RA_CACHE_H
+
+#include "config.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ra_layer {
+    int32_t   n_head_kv; /* 0: a layer without attention */
+    int32_t   n_slots;   /* rows of its pool: sum over heads of (initial budget + buffer) */
+    int32_t * initial;   /* [n_head_kv] budgets that the head allocator starts from */
+    int32_t * budget;    /* [n_head_kv] budgets in force; capacity = budget + buffer */
+    int32_t * offset;    /* [n_head_kv] first row of the segment */
+    int32_t * used;      /* [n_head_kv] rows in use, from offset on, in position order */
+    int64_t * n_evicted; /* [n_head_kv] since the last clear */
+    int32_t * pos;       /* [n_slots] position of the token in each row; stale beyond used */
+    uint8_t * keep;      /* [n_slots] plan of a compression, parallel to pos */
+    int32_t * planned;   /* [n_head_kv] budgets of a planned compression */
+    bool      is_planned;
+} ra_layer;
+
+typedef struct ra_cache {
+    ra_settings settings;
+    int32_t     n_layer;
+    ra_layer *  layers; /* [n_layer] */
+    int32_t     n_pos;  /* last position + 1; 0 when empty */
+    int32_t     n_protect;
+    int32_t     peak_tokens;
+    int32_t     min_evicted; /* smallest evicted position since the last clear; INT32_MAX: none */
+    int64_t     n_compressions;
+    int64_t     n_evicted;
+    int64_t     n_tokens_total;
+
+    int32_t * window_pos; /* [n_window] position whose query sits in slot pos % n_window, or -1 */
+
+    /* scratch of a compression, sized for the largest layer */
+    int32_t n_slots_max;
+    float * score; /* [n_slots_max] */
+    float * work;  /* [3 * n_slots_max] */
+
+    ra_trace_cb trace;
+    void *      trace_user;
+} ra_cache;
+
+/* Makes the bookkeeping for a model. settings is taken over (also on failure).
+ *   n_head_kv [n_layer]
+ * RA_STATUS_INVALID, BUDGET or NO_MEMORY; *out is NULL then. */
+ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer,
+                        const int32_t * n_head_kv);
+void      ra_cache_free(ra_cache * c); /* NULL ok */
+
+/* Forgets all tokens and counters of the sequence; budgets go back to the initial ones. */
+void ra_cache_clear(ra_cache * c);
+
+/* Tokens that can be appended before some head is full. INT32_MAX without any head. */
+int32_t ra_cache_room(const ra_cache * c);
+
+/* Appends tokens at positions [pos0, pos0 + n) to every head: row of token t in head h of a layer
+ * is offset[h] + used[h] + t (used: before the call). n <= ra_cache_room(), pos0 >= n_pos. */
+void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n);
+
+/* Drops the tokens at positions >= pos from every head. */
+void ra_cache_truncate(ra_cache * c, int32_t pos);
+
+/* First position p such that every head holds all of [p, n_pos); -1 when empty. */
+int32_t ra_cache_contiguous_from(const ra_cache * c);
+
+/* Number of queries of the observation window that are at hand (of the newest n_window tokens). */
+int32_t ra_cache_n_obs(const ra_cache * c);
+
+/* Sets the protected prefix; RA_STATUS_BUDGET if a head could not hold it. */
+ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect);
+
+/* Replaces the initial budgets of a layer, from its next compression on. */
+ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * budgets, size_t n);
+
+/* Callbacks of a compression. */
+typedef struct ra_cache_ops {
+    /* Fills the feature arrays of f (il, ih, n_kv, pos, n_obs are set) that `needs` asks for. They
+     * must stay valid until the next call. */
+    ra_status (*features)(void * user, uint32_t needs, ra_features * f);
+    /* Moves n rows of layer il from row src to row dst; ranges may overlap (memmove). Called in an
+     * order that never overwrites rows still to be moved. Cannot fail. */
+    void (*move)(void * user, int32_t il, int32_t dst, int32_t src, int32_t n);
+    /* Around the moves of one layer; begin may fail, then nothing of this layer has moved. */
+    ra_status (*move_begin)(void * user, int32_t il);
+    ra_status (*move_end)(void * user, int32_t il);
+    void * user;
+} ra_cache_ops;
+
+/* score [f->n_kv]: +INFINITY for the tokens that must stay (positions below n_protect or the sinks,
+ * and the window); what a policy left infinite or NaN becomes the lowest finite score. */
+void ra_score_protect(const ra_config * cfg, int32_t n_protect, const ra_features * f,
+                      float * score);
+
+/* Runs one compression: scores and plans every layer first, then packs. Layers in which no head
+ * exceeds its budget are left alone. On failure while planning nothing has changed.
+ * *n_layers_out (may be NULL): layers that were packed. */
+ra_status ra_cache_compress(ra_cache * c, const ra_cache_ops * ops, int32_t * n_layers_out);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

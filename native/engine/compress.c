@@ -1,0 +1,205 @@
+/* compress.c - one compression: features -> policy -> allocator -> selection -> packing */
+#include "cache.h"
+
+#include <float.h>
+#include <math.h>
+
+void ra_score_protect(const ra_config * cfg, int32_t n_protect, const ra_features * f,
+                      float * score) {
+    const int32_t n_first = n_protect > cfg->n_sink ? n_protect : cfg->n_sink;
+    for (int32_t i = 0; i < f->n_kv; ++i) {
+        if (f->pos[i] < n_first || i >= f->n_kv - f->n_window) {
+            score[i] = INFINITY;
+        } else if (!isfinite(score[i])) {
+            score[i] = -FLT_MAX;
+        }
+    }
+}
+
+/* Scores of head ih into score [n_kv]: the policy's, and +INFINITY for tokens that must stay. */
+static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int32_t ih,
+                               float * score) {
+    const ra_layer *  l   = &c->layers[il];
+    const ra_config * cfg = &c->settings.cfg;
+    ra_features       f   = {
+        .il       = il,
+        .ih       = ih,
+        .n_kv     = l->used[ih],
+        .n_window = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
+        .n_obs    = ra_cache_n_obs(c),
+        .pos      = l->pos + l->offset[ih],
+        .work     = c->work,
+    };
+    if (c->settings.policy->needs != 0) {
+        const ra_status st = ops->features(ops->user, c->settings.policy->needs, &f);
+        if (st != RA_STATUS_OK) {
+            return st;
+        }
+    }
+    c->settings.policy->score(cfg, &f, score);
+
+    ra_score_protect(cfg, c->n_protect, &f, score);
+    return RA_STATUS_OK;
+}
+
+/* Plans one layer: l->keep and l->planned. */
+static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t il) {
+    ra_layer * l     = &c->layers[il];
+    float *    score = c->score;
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        const ra_status st = ra_score_head(c, ops, il, ih, score);
+        if (st != RA_STATUS_OK) {
+            return st;
+        }
+        score += l->used[ih];
+    }
+    const ra_alloc_heads_in in = {
+        .n_head_kv = l->n_head_kv,
+        .floor     = ra_config_floor(&c->settings.cfg, c->n_protect),
+        .n_kv      = l->used,
+        .score     = c->score,
+        .initial   = l->initial,
+    };
+    ra_status st = c->settings.head_alloc->run(&c->settings.cfg, &in, l->planned);
+    score        = c->score;
+    for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
+        st = ra_select_keep(l->used[ih], score, l->planned[ih], l->keep + l->offset[ih]);
+        score += l->used[ih];
+    }
+    return st;
+}
+
+static void ra_trace_layer(const ra_cache * c, int32_t il, int32_t * pos, uint8_t * keep) {
+    const ra_layer * l = &c->layers[il];
+    int32_t          n = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        for (int32_t i = 0; i < l->used[ih]; ++i, ++n) {
+            pos[n]  = l->pos[l->offset[ih] + i];
+            keep[n] = l->keep[l->offset[ih] + i];
+        }
+    }
+    c->trace(c->trace_user, c->n_compressions, c->n_pos, il, l->n_head_kv, l->used, pos, c->score,
+             keep, l->planned);
+}
+
+/* Packs the kept rows of head ih to the front of its segment. */
+static void ra_pack_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int32_t ih) {
+    ra_layer *      l      = &c->layers[il];
+    const int32_t   offset = l->offset[ih];
+    int32_t *       pos    = l->pos + offset;
+    const uint8_t * keep   = l->keep + offset;
+    int32_t         n_kept = 0;
+    for (int32_t i = 0; i < l->used[ih];) {
+        if (!keep[i]) {
+            c->min_evicted = pos[i] < c->min_evicted ? pos[i] : c->min_evicted;
+            ++i;
+            continue;
+        }
+        int32_t end = i;
+        while (end < l->used[ih] && keep[end]) {
+            pos[n_kept + end - i] = pos[end];
+            ++end;
+        }
+        if (n_kept != i) {
+            ops->move(ops->user, il, offset + n_kept, offset + i, end - i);
+        }
+        n_kept += end - i;
+        i = end;
+    }
+    l->n_evicted[ih] += l->used[ih] - n_kept;
+    c->n_evicted += l->used[ih] - n_kept;
+    l->used[ih] = n_kept;
+}
+
+/* Moves the packed segment of head ih to row `offset` of the pool. */
+static void ra_shift_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int32_t ih,
+                          int32_t offset) {
+    ra_layer *    l   = &c->layers[il];
+    const int32_t src = l->offset[ih];
+    const int32_t n   = l->used[ih];
+    if (offset == src) {
+        return;
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        const int32_t k    = offset < src ? i : n - 1 - i;
+        l->pos[offset + k] = l->pos[src + k];
+    }
+    if (n > 0) {
+        ops->move(ops->user, il, offset, src, n);
+    }
+    l->offset[ih] = offset;
+}
+
+static ra_status ra_commit_layer(ra_cache * c, const ra_cache_ops * ops, int32_t il) {
+    ra_layer * l  = &c->layers[il];
+    ra_status  st = ops->move_begin(ops->user, il);
+    if (st != RA_STATUS_OK) {
+        return st;
+    }
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        ra_pack_head(c, ops, il, ih);
+    }
+    /* Segments going down first, in ascending order; then those going up, in descending order: a
+     * segment is only ever moved onto rows that no other segment needs any more. */
+    int32_t offset = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        if (offset < l->offset[ih]) {
+            ra_shift_head(c, ops, il, ih, offset);
+        }
+        offset += l->planned[ih] + c->settings.cfg.buffer;
+    }
+    for (int32_t ih = l->n_head_kv - 1; ih >= 0; --ih) {
+        offset -= l->planned[ih] + c->settings.cfg.buffer;
+        ra_shift_head(c, ops, il, ih, offset);
+        l->budget[ih] = l->planned[ih];
+    }
+    return ops->move_end(ops->user, il);
+}
+
+static bool ra_layer_is_over(const ra_layer * l) {
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        if (l->used[ih] > l->initial[ih] || l->used[ih] > l->budget[ih]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+ra_status ra_cache_compress(ra_cache * c, const ra_cache_ops * ops, int32_t * n_layers_out) {
+    int32_t   n_planned = 0;
+    ra_status st        = RA_STATUS_OK;
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        c->layers[il].is_planned = false;
+    }
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        ra_layer * l = &c->layers[il];
+        if (!ra_layer_is_over(l)) {
+            continue;
+        }
+        st = ra_plan_layer(c, ops, il);
+        if (st != RA_STATUS_OK) {
+            return st;
+        }
+        if (c->trace != NULL) {
+            int32_t * pos  = ra_calloc((size_t) l->n_slots, sizeof(*pos));
+            uint8_t * keep = ra_calloc((size_t) l->n_slots, sizeof(*keep));
+            if (pos != NULL && keep != NULL) {
+                ra_trace_layer(c, il, pos, keep);
+            }
+            ra_free(pos);
+            ra_free(keep);
+        }
+        l->is_planned = true;
+        ++n_planned;
+    }
+    for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
+        if (c->layers[il].is_planned) {
+            st = ra_commit_layer(c, ops, il);
+        }
+    }
+    c->n_compressions += n_planned > 0;
+    if (n_layers_out != NULL) {
+        *n_layers_out = n_planned;
+    }
+    return st;
+}

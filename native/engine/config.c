@@ -1,0 +1,199 @@
+/* config.c - defaults, range checks, resolution of the budget tables */
+#include "config.h"
+
+#include <math.h>
+#include <string.h>
+
+ra_config ra_config_default_params(void) {
+    const ra_config cfg = {
+        .size          = sizeof(ra_config),
+        .budget        = 256,
+        .buffer        = 128,
+        .n_sink        = 4,
+        .n_window      = 8,
+        .n_protect     = 0,
+        .policy        = "rkv",
+        .lambda        = 0.1f,
+        .sim_threshold = 0.5f,
+        .pool_kernel   = 7,
+        .layer_alloc   = "uniform",
+        .head_alloc    = "uniform",
+    };
+    return cfg;
+}
+
+int32_t ra_config_floor(const ra_config * cfg, int32_t n_protect) {
+    const int32_t n_first = n_protect > cfg->n_sink ? n_protect : cfg->n_sink;
+    return n_first + cfg->n_window + 1;
+}
+
+static ra_status ra_check_range(const char * name, int64_t value, int64_t lo, int64_t hi) {
+    if (value < lo || value > hi) {
+        return ra_error(RA_STATUS_INVALID, "%s = %lld is out of range: must be %lld to %lld", name,
+                        (long long) value, (long long) lo, (long long) hi);
+    }
+    return RA_STATUS_OK;
+}
+
+static ra_status ra_check_table(const char * name, const int32_t * table, size_t n, int32_t floor) {
+    if ((table == NULL) != (n == 0) || n > RA_MAX_TOKENS) {
+        return ra_error(RA_STATUS_INVALID, "%s: pointer and length %zu do not go together", name,
+                        n);
+    }
+    for (size_t i = 0; i < n; ++i) {
+        if (table[i] < floor || table[i] > RA_MAX_TOKENS) {
+            return ra_error(RA_STATUS_BUDGET,
+                            "%s[%zu] = %d is out of range: must be %d (sinks or protected tokens, "
+                            "plus window, plus 1) to %d",
+                            name, i, table[i], floor, RA_MAX_TOKENS);
+        }
+    }
+    return RA_STATUS_OK;
+}
+
+static ra_status ra_check_name(const char * kind, const char * name, bool found) {
+    if (!found) {
+        return ra_error(RA_STATUS_NOT_FOUND, "unknown %s '%.64s'", kind,
+                        name != NULL ? name : "(null)");
+    }
+    return RA_STATUS_OK;
+}
+
+#define RA_TRY(expr)                  \
+    do {                              \
+        const ra_status st_ = (expr); \
+        if (st_ != RA_STATUS_OK) {    \
+            return st_;               \
+        }                             \
+    } while (0)
+
+static const char * ra_name_or_uniform(const char * name) {
+    return name != NULL ? name : "uniform";
+}
+
+ra_status ra_config_check(const ra_config * cfg) {
+    if (cfg == NULL || cfg->size != sizeof(ra_config)) {
+        return ra_error(RA_STATUS_INVALID,
+                        "ra_config has size %zu, this library expects %zu: use "
+                        "ra_config_default_params() of the same version",
+                        cfg != NULL ? cfg->size : 0, sizeof(ra_config));
+    }
+    RA_TRY(ra_check_range("budget", cfg->budget, 1, RA_MAX_TOKENS));
+    RA_TRY(ra_check_range("buffer", cfg->buffer, 1, RA_MAX_TOKENS));
+    RA_TRY(ra_check_range("n_sink", cfg->n_sink, 0, RA_MAX_TOKENS));
+    RA_TRY(ra_check_range("n_window", cfg->n_window, 1, RA_MAX_WINDOW));
+    RA_TRY(ra_check_range("n_protect", cfg->n_protect, 0, RA_MAX_TOKENS));
+    RA_TRY(ra_check_range("pool_kernel", cfg->pool_kernel, 1, 255));
+    if (cfg->pool_kernel % 2 == 0) {
+        return ra_error(RA_STATUS_INVALID, "pool_kernel = %d must be odd", cfg->pool_kernel);
+    }
+    if (!(cfg->lambda >= 0.0f && cfg->lambda <= 1.0f)) {
+        return ra_error(RA_STATUS_INVALID, "lambda = %g is out of range: must be 0 to 1",
+                        (double) cfg->lambda);
+    }
+    if (!(cfg->sim_threshold >= -1.0f && cfg->sim_threshold <= 1.0f)) {
+        return ra_error(RA_STATUS_INVALID, "sim_threshold = %g is out of range: must be -1 to 1",
+                        (double) cfg->sim_threshold);
+    }
+    RA_TRY(ra_check_name("policy", cfg->policy, ra_policy_find(cfg->policy) != NULL));
+    const char * layers = ra_name_or_uniform(cfg->layer_alloc);
+    const char * heads  = ra_name_or_uniform(cfg->head_alloc);
+    RA_TRY(ra_check_name("layer allocator", layers, ra_alloc_layers_find(layers) != NULL));
+    RA_TRY(ra_check_name("head allocator", heads, ra_alloc_heads_find(heads) != NULL));
+
+    const int32_t floor = ra_config_floor(cfg, cfg->n_protect);
+    if (cfg->budget < floor) {
+        return ra_error(RA_STATUS_BUDGET,
+                        "budget %d is too small: the %s (%d) and the window (%d) leave no token to "
+                        "choose; use a budget of at least %d",
+                        cfg->budget, cfg->n_protect > cfg->n_sink ? "protected prompt" : "sinks",
+                        floor - cfg->n_window - 1, cfg->n_window, floor);
+    }
+    RA_TRY(ra_check_table("layer_budgets", cfg->layer_budgets, cfg->n_layer_budgets, floor));
+    return ra_check_table("head_budgets", cfg->head_budgets, cfg->n_head_budgets, floor);
+}
+
+static int32_t * ra_copy_table(const int32_t * table, size_t n) {
+    int32_t * copy = ra_calloc(n, sizeof(*copy));
+    if (copy != NULL) {
+        memcpy(copy, table, n * sizeof(*copy));
+    }
+    return copy;
+}
+
+ra_status ra_settings_init(ra_settings * out, const ra_config * cfg) {
+    memset(out, 0, sizeof(*out));
+    RA_TRY(ra_config_check(cfg));
+    ra_settings s = {
+        .cfg         = *cfg,
+        .policy      = ra_policy_find(cfg->policy),
+        .layer_alloc = ra_alloc_layers_find(ra_name_or_uniform(cfg->layer_alloc)),
+        .head_alloc  = ra_alloc_heads_find(ra_name_or_uniform(cfg->head_alloc)),
+    };
+    if (cfg->n_layer_budgets > 0) {
+        s.layer_budgets = ra_copy_table(cfg->layer_budgets, cfg->n_layer_budgets);
+    }
+    if (cfg->n_head_budgets > 0) {
+        s.head_budgets = ra_copy_table(cfg->head_budgets, cfg->n_head_budgets);
+    }
+    if ((cfg->n_layer_budgets > 0 && s.layer_budgets == NULL) ||
+        (cfg->n_head_budgets > 0 && s.head_budgets == NULL)) {
+        ra_settings_free(&s);
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory copying the budget tables");
+    }
+    s.cfg.layer_budgets = s.layer_budgets;
+    s.cfg.head_budgets  = s.head_budgets;
+    s.cfg.policy        = s.policy->name;
+    s.cfg.layer_alloc   = s.layer_alloc->name;
+    s.cfg.head_alloc    = s.head_alloc->name;
+    *out                = s;
+    return RA_STATUS_OK;
+}
+
+void ra_settings_free(ra_settings * s) {
+    if (s != NULL) {
+        ra_free(s->layer_budgets);
+        ra_free(s->head_budgets);
+        memset(s, 0, sizeof(*s));
+    }
+}
+
+ra_status ra_settings_budgets(const ra_settings * s, int32_t n_layer, const int32_t * n_head_kv,
+                              int32_t * budgets) {
+    size_t n_entries = 0;
+    for (int32_t il = 0; il < n_layer; ++il) {
+        n_entries += (size_t) n_head_kv[il];
+    }
+    if (s->head_budgets != NULL) {
+        if (s->cfg.n_head_budgets != n_entries) {
+            return ra_error(RA_STATUS_INVALID,
+                            "head_budgets has %zu entries, the model has %zu KV heads in all "
+                            "layers",
+                            s->cfg.n_head_budgets, n_entries);
+        }
+        memcpy(budgets, s->head_budgets, n_entries * sizeof(*budgets));
+        return RA_STATUS_OK;
+    }
+    if (s->layer_budgets != NULL && s->cfg.n_layer_budgets != (size_t) n_layer) {
+        return ra_error(RA_STATUS_INVALID, "layer_budgets has %zu entries, the model has %d layers",
+                        s->cfg.n_layer_budgets, n_layer);
+    }
+    int32_t * per_layer = ra_calloc((size_t) n_layer, sizeof(*per_layer));
+    if (per_layer == NULL) {
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory splitting the budget over %d layers",
+                        n_layer);
+    }
+    ra_status st = RA_STATUS_OK;
+    if (s->layer_budgets != NULL) {
+        memcpy(per_layer, s->layer_budgets, (size_t) n_layer * sizeof(*per_layer));
+    } else {
+        st = s->layer_alloc->run(&s->cfg, n_layer, per_layer);
+    }
+    for (int32_t il = 0; il < n_layer && st == RA_STATUS_OK; ++il) {
+        for (int32_t ih = 0; ih < n_head_kv[il]; ++ih) {
+            *budgets++ = per_layer[il];
+        }
+    }
+    ra_free(per_layer);
+    return st;
+}

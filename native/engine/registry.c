@@ -1,0 +1,75 @@
+/* registry.c - add a policy or an allocator: one row here */
+#include "registry.h"
+
+#include <string.h>
+
+static const ra_policy ra_policies[] = {
+    { "rkv", "R-KV: attention importance minus key redundancy (arXiv:2505.24133)",
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_score },
+    { "snapkv", "SnapKV at decode time: attention importance only (arXiv:2404.14469)",
+      RA_FEATURE_ATTN_LOGITS, ra_policy_snapkv_score },
+    { "streaming", "StreamingLLM: first and most recent tokens (arXiv:2309.17453)", 0,
+      ra_policy_streaming_score },
+    { "random", "uniform random: the baseline of every table", 0, ra_policy_random_score },
+};
+
+static const ra_alloc_layers ra_layer_allocs[] = {
+    { "uniform", ra_alloc_layers_uniform },
+};
+
+static const ra_alloc_heads ra_head_allocs[] = {
+    { "uniform", false, ra_alloc_heads_uniform },
+};
+
+#define RA_COUNT(table) ((int32_t) (sizeof(table) / sizeof((table)[0])))
+
+/* index of the row called `name` in a table whose rows begin with their name, or -1 */
+static int32_t ra_row_find(const void * table, int32_t n_rows, size_t row_bytes,
+                           const char * name) {
+    for (int32_t i = 0; name != NULL && i < n_rows; ++i) {
+        const char * const * row = (const void *) ((const char *) table + (size_t) i * row_bytes);
+        if (strcmp(*row, name) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+#define RA_FIND(table, name)                                                         \
+    const int32_t i = ra_row_find(table, RA_COUNT(table), sizeof((table)[0]), name); \
+    return i < 0 ? NULL : &(table)[i]
+
+const ra_policy * ra_policy_find(const char * name) {
+    RA_FIND(ra_policies, name);
+}
+
+const ra_alloc_layers * ra_alloc_layers_find(const char * name) {
+    RA_FIND(ra_layer_allocs, name);
+}
+
+const ra_alloc_heads * ra_alloc_heads_find(const char * name) {
+    RA_FIND(ra_head_allocs, name);
+}
+
+int32_t ra_policy_count(void) {
+    return RA_COUNT(ra_policies);
+}
+
+const char * ra_policy_name(int32_t i) {
+    return i >= 0 && i < RA_COUNT(ra_policies) ? ra_policies[i].name : NULL;
+}
+
+const char * ra_policy_summary(int32_t i) {
+    return i >= 0 && i < RA_COUNT(ra_policies) ? ra_policies[i].summary : NULL;
+}
+
+int32_t ra_alloc_count(int32_t kind) {
+    return kind == 0 ? RA_COUNT(ra_layer_allocs) : kind == 1 ? RA_COUNT(ra_head_allocs) : 0;
+}
+
+const char * ra_alloc_name(int32_t kind, int32_t i) {
+    if (i < 0 || i >= ra_alloc_count(kind)) {
+        return NULL;
+    }
+    return kind == 0 ? ra_layer_allocs[i].name : ra_head_allocs[i].name;
+}

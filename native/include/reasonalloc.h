@@ -1,0 +1,309 @@
+/* reasonalloc.h - the public C interface of ReasonAlloc for llama.cpp
+ *
+ * A llama.cpp context made after ra_configure_next() keeps its key-value cache inside a fixed token
+ * budget: per layer one pool of rows, per KV head one contiguous segment of it.
+ *
+ *     pool of layer il (K and V alike; one row = one token of one head, head_dim values)
+ *     +--------------- head 0 ---------------+------- head 1 -------+---- ... ----+
+ *     | kept tokens (position order) | free  | kept tokens   | free |             |
+ *     +--------------------------------------+----------------------+-------------+
+ *     <--------- budget[0] + buffer ---------> <- budget[1]+buffer ->
+ *
+ * Tokens are appended to every segment. When a segment is full, a compression runs: the policy
+ * scores the tokens of every head, the best `budget` of them stay, the rest is evicted and the
+ * segments are packed again. So a segment holds at most budget + buffer tokens, however long the
+ * sequence grows, and the bytes of the cache are
+ *
+ *     sum over layers and heads of (budget + buffer) * (row bytes of K + row bytes of V)
+ *
+ * Method: ReasonAlloc, arXiv:2606.11164; default policy R-KV, arXiv:2505.24133.
+ *
+ * Conventions
+ *   - il is a layer index in [0, n_layer), ih a KV head index in [0, n_head_kv).
+ *   - Sizes are in tokens unless the name ends in _bytes or _us (microseconds). Intervals are
+ *     half-open. Scores: higher = keep.
+ *   - Functions that can fail return ra_status; on failure nothing was changed unless stated, and
+ *     ra_last_error() holds one line saying what is wrong and what to do.
+ *   - No function prints, aborts, or keeps a pointer that it was given.
+ *   - A context and its cache belong to one thread at a time, as in llama.h.
+ *
+ * Quick start (C):
+ *     ra_config cfg = ra_config_default_params();
+ *     cfg.budget    = 256;
+ *     if (ra_configure_next(&cfg) != RA_STATUS_OK) { puts(ra_last_error()); ... }
+ *     struct llama_context * ctx = llama_init_from_model(model, cparams);  // NULL: ra_last_error()
+ *     ... llama_decode() as ever ...
+ *     ra_stats st = { .size = sizeof(st) };
+ *     ra_stats_get(ctx, &st);
+ */
+#ifndef REASONALLOC_H
+#define REASONALLOC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#    define RA_API __declspec(dllexport)
+#else
+#    define RA_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llama_context;
+struct llama_model;
+
+/* ------------------------------------------------------------------------------------------- */
+/* status and version                                                                           */
+/* ------------------------------------------------------------------------------------------- */
+
+/* Raised whenever a struct or a function of this header changes incompatibly. */
+#define RA_ABI_VERSION 1
+
+typedef enum ra_status {
+    RA_STATUS_OK          = 0,
+    RA_STATUS_INVALID     = 1, /* an argument is out of its range */
+    RA_STATUS_UNSUPPORTED = 2, /* the model, type or operation is not supported with a budget */
+    RA_STATUS_NO_MEMORY   = 3, /* an allocation failed */
+    RA_STATUS_BUDGET      = 4, /* the budget cannot hold what must be kept */
+    RA_STATUS_NOT_FOUND   = 5, /* the context has no ReasonAlloc cache / no such policy */
+    RA_STATUS_COMPUTE     = 6, /* a backend computation failed or was aborted */
+} ra_status;
+
+/* RA_ABI_VERSION that the library was built with. */
+RA_API int32_t ra_abi_version(void);
+
+/* Version of the ReasonAlloc core, "major.minor.patch"; static string. */
+RA_API const char * ra_version(void);
+
+/* Sizes of the structs below as the library sees them, for bindings to check (bytes). */
+RA_API size_t ra_sizeof_config(void);
+RA_API size_t ra_sizeof_stats(void);
+RA_API size_t ra_sizeof_head_stats(void);
+
+/* Name of a status, "RA_STATUS_..."; static string, never NULL. */
+RA_API const char * ra_status_name(ra_status status);
+
+/* The last error of the calling thread: one line, "" if there was none. Valid until the next
+ * failing call in this thread. Also set when llama_init_from_model() returned NULL, or
+ * llama_decode() failed, because of the budget. */
+RA_API const char * ra_last_error(void);
+
+/* ------------------------------------------------------------------------------------------- */
+/* configuration                                                                                */
+/* ------------------------------------------------------------------------------------------- */
+
+/* Limits of every count that crosses this interface (inclusive). */
+#define RA_MAX_TOKENS (1 << 24) /* budget, buffer, sinks, window, protected tokens */
+#define RA_MAX_WINDOW 1024      /* observation window: its queries are kept in memory */
+
+typedef struct ra_config {
+    size_t size; /* sizeof(ra_config), set by ra_config_default_params() */
+
+    int32_t budget;    /* B: tokens kept per (layer, KV head) after a compression; mean when the
+                        * tables below differ. > 0. Default 256. */
+    int32_t buffer;    /* Delta: decode steps between compressions; >= 1. Default 128 (paper).
+                        * Also the longest piece of a prompt read at once. */
+    int32_t n_sink;    /* first tokens of the sequence that are never evicted; >= 0. Default 4. */
+    int32_t n_window;  /* alpha: observation window, the newest tokens; never evicted, and their
+                        * queries score the others; 1..RA_MAX_WINDOW. Default 8 (paper). */
+    int32_t n_protect; /* positions [0, n_protect) are never evicted; >= 0. Default 0. See
+                        * ra_set_protect() for a prompt whose length is known only later. */
+
+    const char * policy; /* name of a registered policy (ra_policy_name()). Default "rkv". */
+
+    /* parameters of the policies; each header in native/policy says which it reads */
+    float    lambda;        /* weight of importance against redundancy, [0, 1]. Default 0.1. */
+    float    sim_threshold; /* cosine above which two keys count as alike, [-1, 1]. Default 0.5. */
+    int32_t  pool_kernel;   /* width of the max-pool over importance, odd, 1..255. Default 7. */
+    uint32_t reserved0;     /* 0 */
+    uint64_t seed;          /* of the random policy. Default 0. */
+
+    /* Optional tables; the caller keeps them, they are copied. NULL: uniform.
+     * Every entry must hold n_sink + n_window + 1 tokens. */
+    const int32_t * layer_budgets;   /* [n_layer_budgets]: B(l), tokens per KV head of layer l */
+    size_t          n_layer_budgets; /* 0 or n_layer of the model */
+    const int32_t * head_budgets;    /* [n_head_budgets]: tokens of head ih of layer il, packed
+                                      * layer after layer; overrides layer_budgets */
+    size_t          n_head_budgets;  /* 0 or the sum of n_head_kv over the layers */
+
+    /* Names of registered allocators (native/engine/registry.c). NULL: "uniform". */
+    const char * layer_alloc; /* splits n_layer * budget over the layers, once */
+    const char * head_alloc;  /* splits a layer's budget over its heads, at every compression */
+} ra_config;
+
+/* The defaults named above. */
+RA_API ra_config ra_config_default_params(void);
+
+/* Checks cfg by itself (ranges, budget >= n_sink + n_window + 1, policy name).
+ * Returns RA_STATUS_OK, INVALID, BUDGET or NOT_FOUND. */
+RA_API ra_status ra_config_check(const ra_config * cfg);
+
+/* The next context that the calling thread makes with llama_init_from_model() gets a budgeted cache
+ * with this configuration (copied); used up by that call whether it succeeds or not. cfg == NULL
+ * cancels. A model that is not supported makes llama_init_from_model() return NULL, with the reason
+ * in ra_last_error(). Contexts made without it are stock llama.cpp.
+ * Returns what ra_config_check() returns. */
+RA_API ra_status ra_configure_next(const ra_config * cfg);
+
+/* Whether a budgeted cache can serve this model with these cache types (enum ggml_type values).
+ * Returns RA_STATUS_OK or RA_STATUS_UNSUPPORTED, with the reason in ra_last_error(). Works on a model
+ * loaded without weights (vocab_only or no_alloc is not needed, but enough is read from metadata). */
+RA_API ra_status ra_model_supported(const struct llama_model * model, int32_t type_k,
+                                    int32_t type_v);
+
+/* ------------------------------------------------------------------------------------------- */
+/* a context with a budget                                                                      */
+/* ------------------------------------------------------------------------------------------- */
+
+/* 1 if the context has a budgeted cache, else 0. ctx == NULL: 0. */
+RA_API int32_t ra_is_attached(const struct llama_context * ctx);
+
+/* From now on positions [0, n_protect) are never evicted. n_protect >= 0.
+ * RA_STATUS_BUDGET if the smallest head budget cannot hold max(n_protect, n_sink) + n_window + 1
+ * tokens. Tokens that were evicted before stay evicted. */
+RA_API ra_status ra_set_protect(struct llama_context * ctx, int32_t n_protect);
+
+/* Gives layer il other head budgets, from its next compression on. budgets: [n], n == n_head_kv of
+ * the layer; their sum must not exceed the sum that the layer was made with (its pool is never
+ * resized), each at least max(n_protect, n_sink) + n_window + 1. */
+RA_API ra_status ra_set_head_budgets(struct llama_context * ctx, int32_t il,
+                                     const int32_t * budgets, size_t n);
+
+/* Runs a compression now, if any head holds more than its budget; else does nothing. */
+RA_API ra_status ra_compress(struct llama_context * ctx);
+
+/* ------------------------------------------------------------------------------------------- */
+/* statistics, read from the engine                                                             */
+/* ------------------------------------------------------------------------------------------- */
+
+typedef struct ra_stats {
+    size_t size; /* in: sizeof(ra_stats) */
+
+    int32_t n_layer;       /* layers with a pool */
+    int32_t n_head_kv_max; /* largest n_head_kv of a layer */
+    int32_t budget;        /* as configured */
+    int32_t buffer;        /* as configured */
+    int32_t n_pos;         /* length of the sequence: last position + 1 */
+    int32_t peak_tokens;   /* most tokens that any head ever held (<= budget + buffer) */
+
+    int64_t kv_bytes;       /* allocated tensors of K and V of all layers */
+    int64_t window_bytes;   /* allocated tensors of the observation window's queries */
+    int64_t scratch_bytes;  /* buffers reserved for compressions (device and host) */
+    int64_t kv_bytes_full;  /* what the stock cache's rows for n_pos tokens take */
+    int64_t n_evicted;      /* (token, head) entries evicted since the last clear */
+    int64_t n_entries;      /* (token, head) entries held now */
+    int64_t n_compressions; /* since the last clear */
+    int64_t compress_us;    /* time spent in them */
+    int64_t n_tokens_total; /* tokens decoded since the context was made */
+} ra_stats;
+
+/* Fills *st. st->size must be sizeof(ra_stats). RA_STATUS_NOT_FOUND without a budgeted cache. */
+RA_API ra_status ra_stats_get(const struct llama_context * ctx, ra_stats * st);
+
+typedef struct ra_head_stats {
+    size_t  size;      /* in: sizeof(ra_head_stats) */
+    int32_t budget;    /* tokens kept at a compression */
+    int32_t capacity;  /* tokens that its segment can hold: budget + buffer */
+    int32_t used;      /* tokens held now */
+    int32_t offset;    /* first row of its segment in the layer's pool */
+    int64_t n_evicted; /* since the last clear */
+} ra_head_stats;
+
+/* Fills *st for head ih of layer il. */
+RA_API ra_status ra_head_stats_get(const struct llama_context * ctx, int32_t il, int32_t ih,
+                                   ra_head_stats * st);
+
+/* n_head_kv of layer il (0 for a layer without attention), or -1 without a budgeted cache. */
+RA_API int32_t ra_n_head_kv(const struct llama_context * ctx, int32_t il);
+
+/* Copies the positions that head ih of layer il holds, ascending, to pos [n_max].
+ * Returns how many it holds (may exceed n_max; then n_max were copied), or -1 on error. */
+RA_API int32_t ra_kept_positions(const struct llama_context * ctx, int32_t il, int32_t ih,
+                                 int32_t * pos, int32_t n_max);
+
+/* Bytes of K and V rows that one token takes in all heads of all layers: the stock cache holds
+ * n_tokens times this. -1 without a budgeted cache. */
+RA_API int64_t ra_row_bytes(const struct llama_context * ctx);
+
+/* Bytes of a context, stock or budgeted, summed over its devices: weights, cache (and window), and
+ * reserved compute buffers. With llama_model_params.no_alloc nothing is allocated and these are what
+ * it would take. Returns an ra_status. */
+RA_API int32_t ra_memory_breakdown(const struct llama_context * ctx, int64_t * model_bytes,
+                                   int64_t * context_bytes, int64_t * compute_bytes);
+
+/* Called once per layer during a compression, after the policy scored and before anything moves.
+ *   n_kv    [n_head_kv]        tokens of each head before the compression
+ *   pos     [sum of n_kv]      their positions, head after head
+ *   score   [sum of n_kv]      the policy's scores; +INFINITY where the token must stay
+ *   keep    [sum of n_kv]      1 = stays, 0 = evicted
+ *   budgets [n_head_kv]        head budgets of this compression
+ * The arrays are valid during the call only; it must not call into this context. */
+typedef void (*ra_trace_cb)(void * user, int64_t i_compression, int32_t n_pos, int32_t il,
+                            int32_t n_head_kv, const int32_t * n_kv, const int32_t * pos,
+                            const float * score, const uint8_t * keep, const int32_t * budgets);
+
+/* Sets (or with NULL removes) the trace callback of a context. */
+RA_API ra_status ra_set_trace(struct llama_context * ctx, ra_trace_cb cb, void * user);
+
+/* ------------------------------------------------------------------------------------------- */
+/* sizes without a context                                                                      */
+/* ------------------------------------------------------------------------------------------- */
+
+typedef struct ra_shape {
+    int32_t n_layer;
+    int32_t n_head_kv;  /* per layer, the same for all */
+    int32_t head_dim_k; /* values of a K row */
+    int32_t head_dim_v; /* values of a V row */
+    int32_t type_k;     /* enum ggml_type */
+    int32_t type_v;     /* enum ggml_type */
+} ra_shape;
+
+/* Bytes of K and V that a budgeted cache of this shape allocates (the same code as the engine),
+ * or -1 with ra_last_error(). */
+RA_API int64_t ra_plan_kv_bytes(const ra_shape * shape, const ra_config * cfg);
+
+/* Bytes of K and V that n_tokens take in the stock cache, or -1 with ra_last_error(). */
+RA_API int64_t ra_plan_kv_bytes_full(const ra_shape * shape, int64_t n_tokens);
+
+/* ------------------------------------------------------------------------------------------- */
+/* policies, for tests and tools                                                                */
+/* ------------------------------------------------------------------------------------------- */
+
+/* Number of registered policies, and the name of number i (NULL if out of range). */
+RA_API int32_t      ra_policy_count(void);
+RA_API const char * ra_policy_name(int32_t i);
+/* One line about policy i: what it keeps and where it is from (NULL if out of range). */
+RA_API const char * ra_policy_summary(int32_t i);
+
+/* The same for allocators; kind 0: over layers, 1: over the heads of a layer. */
+RA_API int32_t      ra_alloc_count(int32_t kind);
+RA_API const char * ra_alloc_name(int32_t kind, int32_t i);
+
+/* Scores the tokens of one head exactly as a compression does, from plain arrays.
+ *   cfg       policy and its parameters; n_window newest tokens are the window
+ *   il, ih    layer and head (the random policy draws by them)
+ *   k         [n_kv, head_dim]          keys in position order
+ *   q         [n_obs, n_group, head_dim] queries of the window, 0 <= n_obs <= n_window
+ *   kq_scale  factor on q.k, usually 1/sqrt(head_dim)
+ *   pos       [n_kv]                    positions, strictly ascending, >= 0
+ *   score     [n_kv] out                +INFINITY for tokens that must stay (sinks, window,
+ *                                       protected), else finite, higher = keep
+ * RA_STATUS_INVALID for sizes out of range; score is then untouched. */
+RA_API ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
+                                 int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
+                                 const float * q, float kq_scale, const int32_t * pos,
+                                 float * score);
+
+/* keep[i] = 1 for the `budget` highest scores (ties: the newer token), else 0.
+ * n_kv >= 1; budget >= 0. Tokens scored +INFINITY must not outnumber the budget:
+ * RA_STATUS_BUDGET. */
+RA_API ra_status ra_select_keep(int32_t n_kv, const float * score, int32_t budget, uint8_t * keep);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* REASONALLOC_H */

@@ -1,0 +1,344 @@
+// ra_graph.cpp - attention over segments, built into the model's graph
+//
+// Rows are written with one SET_ROWS per tensor. Reading: where all heads of a layer hold equally
+// many rows at equal distances, one attention op over a strided view serves the layer; else one op
+// per KV head. Masks are views, at different offsets, of one row of zeros followed by -infinity.
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "ra_llama.h"
+#include "ra_memory.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+
+// rows that a graph attends beyond those in use: it serves this many decode steps without a rebuild
+static constexpr int32_t RA_SPAN_SLACK = 32;
+
+class ra_graph_input : public llm_graph_input_attn_kv {
+  public:
+    ra_graph_input(const llm_graph_context & graph, const ra_memory_context * mctx);
+
+    void set_input(const llama_ubatch * ubatch) override;
+    bool can_reuse(const llm_graph_params & params) override;
+
+    ggml_tensor * rows_of(ggml_context * ctx, int32_t il) const;
+    ggml_tensor * mask_of(const llm_graph_context & graph, int32_t n_used, int32_t n_span);
+
+    // rows of the segment that the graph attends, free ones included (masked)
+    int32_t n_span(int32_t il, int32_t ih) const {
+        return std::min(ra_mctx->n_used(il, ih, n_tokens) + n_ahead, ra_mctx->n_capacity(il, ih));
+    }
+
+    const ra_memory_context * ra_mctx; // of the micro-batch at hand
+    int32_t                   n_tokens;
+    int32_t                   n_ahead;    // n_tokens and the slack
+    int32_t                   n_used_max; // most rows of a head when the graph was built
+    uint64_t                  layout;     // of the cache when the graph was built; 0: worst case
+    int32_t                   n_since;    // likewise, before the micro-batch
+
+    std::vector<size_t> rows_at; // [n_layer] first entry of the layer in `rows`
+
+    ggml_tensor * rows   = nullptr; // I64 [sum of n_head_kv * n_tokens] row of token t, head h
+    ggml_tensor * window = nullptr; // I64 [<= n_window] slots of the newest queries
+    ggml_tensor * mask   = nullptr; // F16/F32 [n_used_max + n_ahead, n_tokens]
+
+    std::map<std::pair<int32_t, int32_t>, ggml_tensor *> masks; // by (offset, n_span)
+};
+
+static const ra_memory_context * ra_context_of(const llama_memory_context_i * mctx) {
+    return dynamic_cast<const ra_memory_context *>(mctx);
+}
+
+ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_context * mctx)
+    : llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), ra_mctx(mctx),
+      n_tokens((int32_t) graph.n_tokens), layout(mctx->worst_case() ? 0 : mctx->memory()->layout),
+      n_since(mctx->memory()->n_since - (int32_t) graph.n_tokens) {
+    const ra_memory * mem = mctx->memory();
+    const ra_cache *  c   = mem->state();
+    n_ahead               = n_tokens + (n_tokens == 1 ? RA_SPAN_SLACK : 0);
+
+    size_t n_rows = 0;
+    n_used_max    = 0;
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        rows_at.push_back(n_rows);
+        n_rows += size_t(c->layers[il].n_head_kv) * size_t(n_tokens);
+        for (int32_t ih = 0; ih < c->layers[il].n_head_kv; ++ih) {
+            n_used_max = std::max(n_used_max, mctx->n_used(il, ih, n_tokens));
+        }
+    }
+    rows = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, (int64_t) n_rows);
+    mask = ggml_new_tensor_2d(graph.ctx0, graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
+                              n_used_max + n_ahead, n_tokens);
+    ggml_set_name(rows, "ra_rows");
+    ggml_set_name(mask, "ra_mask");
+    ggml_set_input(rows);
+    ggml_set_input(mask);
+    if (mem->needs_window) {
+        window = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64,
+                                    std::min(n_tokens, c->settings.cfg.n_window));
+        ggml_set_name(window, "ra_window");
+        ggml_set_input(window);
+    }
+    if (mem->n_rot_k > 0) {
+        self_k_rot = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, mem->n_rot_k, mem->n_rot_k);
+        ggml_set_name(self_k_rot, "attn_inp_k_rot");
+        ggml_set_input(self_k_rot);
+    }
+    if (mem->n_rot_v > 0) {
+        self_v_rot = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, mem->n_rot_v, mem->n_rot_v);
+        ggml_set_name(self_v_rot, "attn_inp_v_rot");
+        ggml_set_input(self_v_rot);
+    }
+}
+
+bool ra_graph_input::can_reuse(const llm_graph_params & params) {
+    const ra_memory_context * next = ra_context_of(params.mctx);
+    if (next == nullptr || next->worst_case() || next->memory()->layout != layout ||
+        (int32_t) params.ubatch.n_tokens != n_tokens) {
+        return false;
+    }
+    const int32_t n_steps = next->memory()->n_since - n_tokens - n_since;
+    if (n_steps < 0 || n_steps > n_ahead - n_tokens) {
+        return false;
+    }
+    ra_mctx = next;
+    return true;
+}
+
+// Sylvester's Hadamard matrix, scaled to be orthogonal, as the stock cache uses it
+static void ra_fill_hadamard(ggml_tensor * t) {
+    if (t == nullptr || t->buffer == nullptr) {
+        return;
+    }
+    const int64_t      n = t->ne[0];
+    std::vector<float> data(size_t(n * n));
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            bool odd = false;
+            for (int64_t bits = i & j; bits != 0; bits &= bits - 1) {
+                odd = !odd;
+            }
+            data[size_t(i * n + j)] = (odd ? -1.0f : 1.0f) / std::sqrt(float(n));
+        }
+    }
+    ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
+}
+
+template <typename T>
+static void ra_fill_mask(T * data, int64_t n_cols, int64_t n_rows, int64_t n_visible, T zero,
+                         T minus_inf) {
+    for (int64_t t = 0; t < n_rows; ++t) {
+        const int64_t n = std::min(n_cols, n_visible + t + 1);
+        std::fill(data + t * n_cols, data + t * n_cols + n, zero);
+        std::fill(data + t * n_cols + n, data + (t + 1) * n_cols, minus_inf);
+    }
+}
+
+void ra_graph_input::set_input(const llama_ubatch * ubatch) {
+    const ra_memory * mem = ra_mctx->memory();
+    const ra_cache *  c   = mem->state();
+
+    if (rows->buffer != nullptr) {
+        GGML_ASSERT(ggml_backend_buffer_is_host(rows->buffer));
+        int64_t * dst = (int64_t *) rows->data;
+        for (int32_t il = 0; il < c->n_layer; ++il) {
+            const ra_layer & l = c->layers[il];
+            for (int32_t t = 0; t < n_tokens; ++t) {
+                for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+                    *dst++ = l.offset[ih] + ra_mctx->n_used(il, ih, n_tokens) + t;
+                }
+            }
+        }
+    }
+    if (window != nullptr && window->buffer != nullptr) {
+        GGML_ASSERT(ggml_backend_buffer_is_host(window->buffer));
+        int64_t *     dst = (int64_t *) window->data;
+        const int32_t n   = (int32_t) window->ne[0];
+        for (int32_t i = 0; i < n; ++i) {
+            dst[i] = ubatch->pos[n_tokens - n + i] % c->settings.cfg.n_window;
+        }
+    }
+    if (mask->buffer != nullptr) {
+        GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
+        const int64_t n_visible = n_used_max + (mem->n_since - n_tokens - n_since);
+        if (mask->type == GGML_TYPE_F16) {
+            ra_fill_mask((ggml_fp16_t *) mask->data, mask->ne[0], mask->ne[1], n_visible,
+                         ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
+        } else {
+            ra_fill_mask((float *) mask->data, mask->ne[0], mask->ne[1], n_visible, 0.0f,
+                         -INFINITY);
+        }
+    }
+    ra_fill_hadamard(self_k_rot);
+    ra_fill_hadamard(self_v_rot);
+}
+
+ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {
+    const int64_t n = int64_t(ra_mctx->memory()->state()->layers[il].n_head_kv) * n_tokens;
+    return ggml_view_1d(ctx, rows, n, rows_at[il] * sizeof(int64_t));
+}
+
+// mask [n_span, n_tokens] of a head that held n_used rows when the graph was built
+ggml_tensor * ra_graph_input::mask_of(const llm_graph_context & graph, int32_t n_used,
+                                      int32_t n_span) {
+    ggml_tensor *& view = masks[{ n_used_max - n_used, n_span }];
+    if (view == nullptr) {
+        view = ggml_view_2d(graph.ctx0, mask, n_span, n_tokens, mask->nb[1],
+                            size_t(n_used_max - n_used) * mask->nb[0]);
+        if (!ggml_is_contiguous(view)) {
+            view = ggml_cont(graph.ctx0, view);
+        }
+    }
+    return view;
+}
+
+// ---------------------------------------------------------------------------------------------
+// hooks
+// ---------------------------------------------------------------------------------------------
+
+llm_graph_input_attn_kv * ra_graph_build_input(const llm_graph_context & graph) {
+    const ra_memory_context * mctx = ra_context_of(graph.mctx);
+    if (mctx == nullptr) {
+        return nullptr;
+    }
+    auto inp = std::make_unique<ra_graph_input>(graph, mctx);
+    return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
+}
+
+bool ra_graph_is_input(const llm_graph_input_attn_kv * inp) {
+    return dynamic_cast<const ra_graph_input *>(inp) != nullptr;
+}
+
+uint32_t ra_graph_extra_nodes(const llama_memory_i * mem) {
+    const ra_memory * m = dynamic_cast<const ra_memory *>(mem);
+    if (m == nullptr) {
+        return 0;
+    }
+    uint32_t n = 64;
+    for (int32_t il = 0; il < m->state()->n_layer; ++il) {
+        n += 16 + 24 * (uint32_t) m->state()->layers[il].n_head_kv;
+    }
+    return n;
+}
+
+// writes cur [head_dim, n_head_kv, n_tokens] to the rows of its tokens
+static void ra_store(const llm_graph_context & graph, ggml_tensor * pool, ggml_tensor * cur,
+                     ggml_tensor * rows) {
+    cur = ggml_is_contiguous(cur) ? cur : ggml_cont(graph.ctx0, cur);
+    cur = ggml_reshape_2d(graph.ctx0, cur, cur->ne[0], cur->ne[1] * cur->ne[2]);
+    ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, pool, cur, rows));
+}
+
+// remembers the newest queries q_cur [head_dim, n_head, n_tokens] for the policy
+static void ra_store_window(const llm_graph_context & graph, const ra_graph_input * inp,
+                            ggml_tensor * pool, ggml_tensor * q_cur) {
+    const int64_t n   = inp->window->ne[0];
+    ggml_tensor * cur = ggml_view_3d(graph.ctx0, q_cur, q_cur->ne[0], q_cur->ne[1], n, q_cur->nb[1],
+                                     q_cur->nb[2], size_t(q_cur->ne[2] - n) * q_cur->nb[2]);
+    cur               = ggml_is_contiguous(cur) ? cur : ggml_cont(graph.ctx0, cur);
+    cur               = ggml_reshape_2d(graph.ctx0, cur, cur->ne[0] * cur->ne[1], n);
+    ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, pool, cur, inp->window));
+}
+
+// whether one strided view can stand for all heads of the layer
+static bool ra_layer_is_even(const ra_graph_input * inp, const ra_layer & l, int32_t il) {
+    for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
+        if (l.budget[ih] != l.budget[0] || inp->n_span(il, ih) != inp->n_span(il, 0) ||
+            inp->ra_mctx->n_used(il, ih, inp->n_tokens) !=
+                inp->ra_mctx->n_used(il, 0, inp->n_tokens)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// one flash attention over all heads: heads are `stride` rows apart
+static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_input * inp,
+                                    const ra_tensors & t, const ra_layer & l, ggml_tensor * q,
+                                    ggml_tensor * sinks, float kq_scale, int il) {
+    ggml_context * ctx    = graph.ctx0;
+    const int64_t  n_span = inp->n_span(il, 0);
+    const size_t   stride = size_t(inp->ra_mctx->n_capacity(il, 0));
+    const int32_t  n_used = inp->ra_mctx->n_used(il, 0, inp->n_tokens);
+
+    q = ggml_permute(ctx, q, 0, 2, 1, 3);
+    ggml_tensor * k =
+        ggml_view_3d(ctx, t.k, t.k->ne[0], n_span, l.n_head_kv, t.k->nb[1], stride * t.k->nb[1], 0);
+    ggml_tensor * v =
+        ggml_view_3d(ctx, t.v, t.v->ne[0], n_span, l.n_head_kv, t.v->nb[1], stride * t.v->nb[1], 0);
+    // as build_attn_mha() does for its own flash attention
+    k                 = k->type == GGML_TYPE_F32 ? ggml_cast(ctx, k, GGML_TYPE_F16) : k;
+    v                 = v->type == GGML_TYPE_F32 ? ggml_cast(ctx, v, GGML_TYPE_F16) : v;
+    ggml_tensor * cur = ggml_flash_attn_ext(
+        ctx, q, k, v, inp->mask_of(graph, n_used, (int32_t) n_span), kq_scale, 0.0f,
+        graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f);
+    graph.res->add_fused_node({ LLM_FUSED_OP_FLASH_ATTN, cur, il });
+    ggml_flash_attn_ext_add_sinks(cur, sinks);
+    ggml_prec_set_acc(cur, GGML_PREC_F32);
+    cur = ggml_reshape_2d(ctx, cur, cur->ne[0] * cur->ne[1], cur->ne[2] * cur->ne[3]);
+    ggml_build_forward_expand(graph.gf, cur);
+    return cur;
+}
+
+// attention of the query heads of KV head ih -> [head_dim_v * n_group, n_tokens]
+static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_input * inp,
+                                    const ra_tensors & t, const ra_layer & l, ggml_tensor * q,
+                                    ggml_tensor * sinks, float kq_scale, int il, int32_t ih) {
+    ggml_context * ctx     = graph.ctx0;
+    const int64_t  n_group = t.n_head / t.n_head_kv;
+    const int64_t  n_span  = inp->n_span(il, ih);
+    const int32_t  n_used  = inp->ra_mctx->n_used(il, ih, inp->n_tokens);
+
+    ggml_tensor * q_h = ggml_view_3d(ctx, q, q->ne[0], n_group, q->ne[2], q->nb[1], q->nb[2],
+                                     size_t(ih * n_group) * q->nb[1]);
+    // [head_dim, one head, n_span]
+    ggml_tensor * k_h = ggml_view_3d(ctx, t.k, t.k->ne[0], 1, n_span, t.k->nb[1], t.k->nb[1],
+                                     size_t(l.offset[ih]) * t.k->nb[1]);
+    ggml_tensor * v_h = ggml_view_3d(ctx, t.v, t.v->ne[0], 1, n_span, t.v->nb[1], t.v->nb[1],
+                                     size_t(l.offset[ih]) * t.v->nb[1]);
+    ggml_tensor * s_h =
+        sinks == nullptr
+            ? nullptr
+            : ggml_view_1d(ctx, sinks, n_group, size_t(ih * n_group) * ggml_element_size(sinks));
+    return graph.build_attn_mha(q_h, k_h, v_h, nullptr,
+                                inp->mask_of(graph, n_used, (int32_t) n_span), s_h, nullptr, 0,
+                                kq_scale, il);
+}
+
+ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv,
+                                  ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur,
+                                  ggml_tensor * sinks, float kq_scale, int il) {
+    ra_graph_input * inp = static_cast<ra_graph_input *>(inp_kv);
+    ra_memory *      mem = inp->ra_mctx->memory();
+    const ra_layer & l   = mem->state()->layers[il];
+    ra_tensors &     t   = mem->tensors[il];
+    t.kq_scale           = kq_scale;
+
+    ggml_tensor * rows = inp->rows_of(graph.ctx0, il);
+    ra_store(graph, t.k, k_cur, rows);
+    ra_store(graph, t.v, v_cur, rows);
+    if (inp->window != nullptr) {
+        ra_store_window(graph, inp, t.q, q_cur);
+    }
+    if (graph.cparams.flash_attn && ra_layer_is_even(inp, l, il)) {
+        return ra_attend_even(graph, inp, t, l, q_cur, sinks, kq_scale, il);
+    }
+    std::vector<ggml_tensor *> parts;
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        parts.push_back(ra_attend_head(graph, inp, t, l, q_cur, sinks, kq_scale, il, ih));
+    }
+    // pairwise, so that every value is copied log2(n_head_kv) times
+    while (parts.size() > 1) {
+        std::vector<ggml_tensor *> pairs;
+        for (size_t i = 0; i + 1 < parts.size(); i += 2) {
+            pairs.push_back(ggml_concat(graph.ctx0, parts[i], parts[i + 1], 0));
+        }
+        if (parts.size() % 2 == 1) {
+            pairs.push_back(parts.back());
+        }
+        parts = std::move(pairs);
+    }
+    return parts[0];
+}

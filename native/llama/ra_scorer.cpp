@@ -1,0 +1,238 @@
+// ra_scorer.cpp - see ra_scorer.h
+#include "ra_scorer.h"
+
+#include <algorithm>
+#include <cstring>
+
+// values of all outputs of one graph (f32): bounds the scratch whatever the budget is
+static constexpr size_t RA_SCORE_VALUES = size_t(2) << 20;
+
+static constexpr size_t RA_SCORE_MAX_NODES = 2048;
+
+ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched) : mem(mem) {
+    std::vector<ggml_backend_t> backends;
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(context_sched); ++i) {
+        backends.push_back(ggml_backend_sched_get_backend(context_sched, i));
+    }
+    sched.reset(ggml_backend_sched_new(backends.data(), nullptr, (int) backends.size(),
+                                       RA_SCORE_MAX_NODES, false, false));
+    if (!sched) {
+        throw std::runtime_error("ReasonAlloc: failed to create the scheduler for scores");
+    }
+    meta.resize(ggml_tensor_overhead() * RA_SCORE_MAX_NODES +
+                ggml_graph_overhead_custom(RA_SCORE_MAX_NODES, false));
+
+    // reserve everything now, for the largest layer with its segments full
+    const ra_cache * c        = mem.state();
+    const uint32_t   needs    = c->settings.policy->needs;
+    size_t           n_logits = 0;
+    int32_t          il_max   = -1;
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        const ra_layer & l = c->layers[il];
+        if (l.n_head_kv > 0 && (il_max < 0 || l.n_slots > c->layers[il_max].n_slots)) {
+            il_max = il;
+        }
+        if (l.n_head_kv > 0) {
+            const size_t n_group = mem.tensors[il].n_head / l.n_head_kv;
+            n_logits = std::max(n_logits, n_group * c->settings.cfg.n_window * l.n_slots);
+        }
+    }
+    if (needs & RA_FEATURE_ATTN_LOGITS) {
+        logits.resize(n_logits);
+    }
+    if (needs & RA_FEATURE_KEY_SIM) {
+        key_sim.resize(c->n_slots_max);
+    }
+    if (il_max < 0 || needs == 0) {
+        return;
+    }
+    std::vector<job>           jobs;
+    const ra_layer &           l = c->layers[il_max];
+    const std::vector<int32_t> used(l.used, l.used + l.n_head_kv);
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        l.used[ih] = l.budget[ih] + c->settings.cfg.buffer;
+    }
+    list_jobs(il_max, needs, jobs);
+    ggml_cgraph * gf = nullptr;
+    build(il_max, jobs, 0, &gf);
+    std::copy(used.begin(), used.end(), l.used);
+    ggml_backend_sched_reset(sched.get());
+    if (!ggml_backend_sched_reserve(sched.get(), gf)) {
+        throw std::runtime_error("ReasonAlloc: failed to reserve the buffers for scores");
+    }
+}
+
+int64_t ra_scorer::bytes() const {
+    int64_t n = (int64_t) (logits.capacity() + key_sim.capacity() + staging.capacity()) * 4 +
+                (int64_t) meta.capacity();
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched.get()); ++i) {
+        n += (int64_t) ggml_backend_sched_get_buffer_size(
+            sched.get(), ggml_backend_sched_get_backend(sched.get(), i));
+    }
+    return n;
+}
+
+void ra_scorer::list_jobs(int32_t il, uint32_t needs, std::vector<job> & jobs) const {
+    const ra_layer & l = mem.state()->layers[il];
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        const int32_t n_kv = l.used[ih];
+        if (n_kv == 0) {
+            continue;
+        }
+        if (needs & RA_FEATURE_ATTN_LOGITS) {
+            jobs.push_back({ ih, 0, 0, nullptr });
+        }
+        if (needs & RA_FEATURE_KEY_SIM) {
+            const int32_t n_rows =
+                std::min<int32_t>(n_kv, std::max<int32_t>(64, int32_t(RA_SCORE_VALUES / n_kv)));
+            for (int32_t row0 = 0; row0 < n_kv; row0 += n_rows) {
+                jobs.push_back({ ih, row0, std::min(n_rows, n_kv - row0), nullptr });
+            }
+        }
+    }
+}
+
+size_t ra_scorer::build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_cgraph ** gf_out) {
+    const ra_cache *   c = mem.state();
+    const ra_layer &   l = c->layers[il];
+    const ra_tensors & t = mem.tensors[il];
+
+    ctx.reset(ggml_init({ meta.size(), meta.data(), /*.no_alloc =*/true }));
+    ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), RA_SCORE_MAX_NODES, false);
+
+    const int64_t head_dim = t.k->ne[0];
+    const int64_t n_group  = t.n_head / t.n_head_kv;
+    const int64_t n_window = c->settings.cfg.n_window;
+
+    size_t        n_values = 0;
+    size_t        i        = begin;
+    int32_t       ih_last  = -1;
+    ggml_tensor * keys     = nullptr;
+    ggml_tensor * unit     = nullptr;
+    for (; i < jobs.size() && i - begin < RA_SCORE_MAX_NODES / 16; ++i) {
+        job &         j    = jobs[i];
+        const int64_t n_kv = l.used[j.ih];
+        const size_t  n_out =
+            size_t(n_kv) * (j.n_rows > 0 ? size_t(j.n_rows) : size_t(n_group * n_window));
+        if (i > begin && n_values + n_out > RA_SCORE_VALUES) {
+            break;
+        }
+        n_values += n_out;
+        if (j.ih != ih_last) {
+            ih_last = j.ih;
+            keys    = ggml_view_2d(ctx.get(), t.k, head_dim, n_kv, t.k->nb[1],
+                                   size_t(l.offset[j.ih]) * t.k->nb[1]);
+            keys    = t.k->type == GGML_TYPE_F32 ? keys : ggml_cast(ctx.get(), keys, GGML_TYPE_F32);
+            unit    = nullptr;
+        }
+        if (j.n_rows == 0) {
+            ggml_tensor * q =
+                ggml_view_3d(ctx.get(), t.q, head_dim, n_group, n_window, head_dim * sizeof(float),
+                             t.q->nb[1], size_t(j.ih) * size_t(n_group * head_dim) * sizeof(float));
+            j.out = ggml_mul_mat(ctx.get(), keys, q);
+        } else {
+            unit               = unit != nullptr ? unit : ggml_l2_norm(ctx.get(), keys, 1e-8f);
+            ggml_tensor * rows = ggml_view_2d(ctx.get(), unit, head_dim, j.n_rows, unit->nb[1],
+                                              size_t(j.row0) * unit->nb[1]);
+            j.out              = ggml_mul_mat(ctx.get(), unit, rows);
+        }
+        ggml_set_output(j.out);
+        ggml_build_forward_expand(gf, j.out);
+    }
+    *gf_out = gf;
+    return i;
+}
+
+const float * ra_scorer::fetch(const ggml_tensor * t) {
+    if (ggml_backend_buffer_is_host(t->buffer)) {
+        return (const float *) t->data;
+    }
+    staging.resize(std::max(staging.size(), size_t(ggml_nelements(t))));
+    ggml_backend_tensor_get(t, staging.data(), 0, ggml_nbytes(t));
+    return staging.data();
+}
+
+// keeps the queries that are at hand: those of the newest n_window positions
+void ra_scorer::read_logits(int32_t il, const job & j) {
+    const ra_cache * c        = mem.state();
+    const int32_t    n_window = c->settings.cfg.n_window;
+    const int32_t    n_group  = mem.tensors[il].n_head / mem.tensors[il].n_head_kv;
+    const size_t     n_query  = size_t(n_group) * size_t(c->layers[il].used[j.ih]);
+    const float      scale    = mem.tensors[il].kq_scale;
+    const float *    src      = fetch(j.out);
+    float *          dst      = logits.data() + logits_at[j.ih];
+    for (int32_t pos = std::max(0, c->n_pos - n_window); pos < c->n_pos; ++pos) {
+        const int32_t slot = pos % n_window;
+        if (c->window_pos[slot] != pos) {
+            continue;
+        }
+        for (size_t k = 0; k < n_query; ++k) {
+            dst[k] = scale * src[size_t(slot) * n_query + k];
+        }
+        dst += n_query;
+    }
+}
+
+void ra_scorer::read_cosines(int32_t il, const job & j) {
+    const ra_cache * c    = mem.state();
+    const int32_t    n_kv = c->layers[il].used[j.ih];
+    float *          acc  = key_sim.data() + key_sim_at[j.ih];
+    if (j.row0 == 0) {
+        std::fill(acc, acc + n_kv, 0.0f);
+    }
+    ra_key_sim_rows(n_kv, j.row0, j.n_rows, fetch(j.out), c->settings.cfg.sim_threshold, acc);
+    if (j.row0 + j.n_rows == n_kv) {
+        for (int32_t i = 0; i < n_kv; ++i) {
+            acc[i] /= float(n_kv);
+        }
+    }
+}
+
+ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs) {
+    const ra_layer & l = mem.state()->layers[il];
+    const size_t     n_query =
+        size_t(mem.tensors[il].n_head / l.n_head_kv) * size_t(mem.state()->settings.cfg.n_window);
+    logits_at.assign(l.n_head_kv, 0);
+    key_sim_at.assign(l.n_head_kv, 0);
+    for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
+        logits_at[ih]  = logits_at[ih - 1] + n_query * size_t(l.used[ih - 1]);
+        key_sim_at[ih] = key_sim_at[ih - 1] + size_t(l.used[ih - 1]);
+    }
+    std::vector<job> jobs;
+    list_jobs(il, needs, jobs);
+    for (size_t begin = 0; begin < jobs.size();) {
+        ggml_cgraph * gf  = nullptr;
+        const size_t  end = build(il, jobs, begin, &gf);
+        ggml_backend_sched_reset(sched.get());
+        if (!ggml_backend_sched_alloc_graph(sched.get(), gf)) {
+            return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring layer %d", il);
+        }
+        const ggml_status st = ggml_backend_sched_graph_compute(sched.get(), gf);
+        if (st != GGML_STATUS_SUCCESS) {
+            return ra_error(RA_STATUS_COMPUTE, "scoring layer %d %s", il,
+                            st == GGML_STATUS_ABORTED ? "was aborted" : "failed");
+        }
+        for (size_t i = begin; i < end; ++i) {
+            if (jobs[i].n_rows == 0) {
+                read_logits(il, jobs[i]);
+            } else {
+                read_cosines(il, jobs[i]);
+            }
+        }
+        begin = end;
+    }
+    return RA_STATUS_OK;
+}
+
+ra_status ra_scorer::features(uint32_t needs, ra_features * f) {
+    if (f->ih == 0) {
+        const ra_status st = compute_layer(f->il, needs);
+        if (st != RA_STATUS_OK) {
+            return st;
+        }
+    }
+    f->n_group     = mem.tensors[f->il].n_head / mem.tensors[f->il].n_head_kv;
+    f->attn_logits = (needs & RA_FEATURE_ATTN_LOGITS) ? logits.data() + logits_at[f->ih] : nullptr;
+    f->key_sim     = (needs & RA_FEATURE_KEY_SIM) ? key_sim.data() + key_sim_at[f->ih] : nullptr;
+    return RA_STATUS_OK;
+}

@@ -1,0 +1,48 @@
+// ra_scorer.h - the products that policies need (Q.K of the window, K.K), computed with ggml on the
+// backends of the context, one layer at a time
+#pragma once
+
+#include "ra_memory.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+class ra_scorer {
+  public:
+    // backends: those of the context's scheduler; throws std::runtime_error
+    ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched);
+
+    // ra_cache_ops.features: computes the layer when ih == 0, then hands out slices
+    ra_status features(uint32_t needs, ra_features * f);
+
+    int64_t bytes() const;
+
+  private:
+    // a block of rows of one head's cosine matrix, or (n_rows == 0) its attention logits
+    struct job {
+        int32_t       ih;
+        int32_t       row0;
+        int32_t       n_rows;
+        ggml_tensor * out;
+    };
+
+    ra_status compute_layer(int32_t il, uint32_t needs);
+    void      list_jobs(int32_t il, uint32_t needs, std::vector<job> & jobs) const;
+    // builds the graph of jobs [begin, return value), as many as fit the scratch
+    size_t        build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_cgraph ** gf);
+    void          read_logits(int32_t il, const job & j);
+    void          read_cosines(int32_t il, const job & j);
+    const float * fetch(const ggml_tensor * t);
+
+    const ra_memory & mem;
+
+    ggml_backend_sched_ptr sched;
+    std::vector<uint8_t>   meta; // tensor structs of a graph
+    ggml_context_ptr       ctx;
+
+    std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
+    std::vector<size_t> logits_at; // [n_head_kv] offset into logits
+    std::vector<float>  key_sim;   // [n_slots], head after head
+    std::vector<size_t> key_sim_at;
+    std::vector<float>  staging; // rows read back from a device
+};

@@ -1,0 +1,67 @@
+/* policy.h - the seam between the engine and a token-eviction policy
+ *
+ * A policy is one function: features of one head in, one score per token out. It declares which
+ * features it needs; the engine computes just those, on the layer's device, and hands over plain
+ * arrays. It never sees llama.cpp, budgets, or other heads.
+ *
+ * Adding one: write policy_<name>.c, add its row to native/engine/registry.c, its NumPy twin to
+ * tests/python/reference.py, and a row to the README's table. */
+#ifndef RA_POLICY_H
+#define RA_POLICY_H
+
+#include "core/core.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* features, as bits of ra_policy.needs */
+enum {
+    RA_FEATURE_ATTN_LOGITS = 1 << 0,
+    RA_FEATURE_KEY_SIM     = 1 << 1,
+};
+
+/* What a policy may read about the n_kv tokens of one head, in position order. Arrays of features
+ * that it did not ask for are NULL. The newest n_window tokens are the observation window. */
+typedef struct ra_features {
+    int32_t         il;       /* layer */
+    int32_t         ih;       /* KV head */
+    int32_t         n_kv;     /* tokens, >= 1 */
+    int32_t         n_window; /* of these the last ones, <= n_kv */
+    int32_t         n_obs;    /* queries at hand, <= n_window of the configuration; may be 0 */
+    int32_t         n_group;  /* query heads per KV head */
+    const int32_t * pos;      /* [n_kv] positions, ascending */
+
+    const float * attn_logits; /* [n_obs, n_group, n_kv] kq_scale * q.k, not masked */
+    const float * key_sim;     /* [n_kv] mean thinned cosine, see ra_key_sim_rows() */
+
+    float * work; /* [3 * n_kv] scratch, contents undefined */
+} ra_features;
+
+/* score: [n_kv] out, finite, higher = keep. Scores of the window, sinks and protected tokens are
+ * ignored: the engine keeps those in any case. */
+typedef void (*ra_policy_score_fn)(const ra_config * cfg, const ra_features * f, float * score);
+
+typedef struct ra_policy {
+    const char *       name;
+    const char *       summary; /* one line: what it keeps, and its source */
+    uint32_t           needs;   /* RA_FEATURE_* */
+    ra_policy_score_fn score;
+} ra_policy;
+
+/* Attention importance of R-KV and SnapKV, shared (importance.c).
+ * out [n_cand], n_cand = n_kv - n_window: softmax over the tokens outside the window of the
+ * group-maximum of attn_logits, mean over the n_obs queries, max-pooled (cfg->pool_kernel). Zeros
+ * when n_obs == 0. Uses f->work[0 .. 2*n_kv). */
+void ra_importance(const ra_config * cfg, const ra_features * f, float * out);
+
+void ra_policy_rkv_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_snapkv_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_streaming_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_random_score(const ra_config * cfg, const ra_features * f, float * score);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
