@@ -33,6 +33,21 @@ install(TARGETS ${libraries}
         ARCHIVE DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc_unused EXCLUDE_FROM_ALL
         PUBLIC_HEADER DESTINATION "include" COMPONENT reasonalloc_unused EXCLUDE_FROM_ALL)
 
+# ggml's CPU library needs the compiler's OpenMP runtime, which not every machine has.
+if(GGML_OPENMP AND CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_READELF)
+    foreach(runtime "${OpenMP_gomp_LIBRARY}" "${OpenMP_omp_LIBRARY}" "${OpenMP_iomp5_LIBRARY}")
+        if(NOT EXISTS "${runtime}")
+            continue()
+        endif()
+        get_filename_component(runtime "${runtime}" REALPATH)
+        execute_process(COMMAND "${CMAKE_READELF}" -d "${runtime}" OUTPUT_VARIABLE dynamic)
+        if(dynamic MATCHES "SONAME[^[]*\\[([^]]+)\\]")
+            install(FILES "${runtime}" DESTINATION "${platlib}/llama_cpp/lib"
+                    RENAME "${CMAKE_MATCH_1}" COMPONENT reasonalloc)
+        endif()
+    endforeach()
+endif()
+
 # The bindings of the same release, unmodified.
 install(DIRECTORY "${REASONALLOC_LLAMA_DIR}/llama_cpp" DESTINATION "${platlib}"
         COMPONENT reasonalloc PATTERN "__pycache__" EXCLUDE)

@@ -34,7 +34,9 @@ foreach(off LLAMA_BUILD_COMMON LLAMA_BUILD_TESTS LLAMA_BUILD_TOOLS LLAMA_BUILD_E
     set(${off} OFF CACHE BOOL "Not part of this package" FORCE)
 endforeach()
 set(GGML_NATIVE OFF CACHE BOOL "Compile for this machine's CPU only (not for other machines)")
-set(GGML_OPENMP OFF CACHE BOOL "Use OpenMP (needs its runtime library on the user's machine)")
+# OpenMP stays on (ggml's default): without it ggml starts its threads anew for every token and
+# spins at barriers, which on a busy machine costs a small model most of its speed. Its runtime
+# library goes into the package (InstallPackage.cmake).
 if(NOT GGML_NATIVE AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     # ggml drops these when SOURCE_DATE_EPOCH is set; a package must not depend on that.
     foreach(isa GGML_SSE42 GGML_AVX GGML_AVX2 GGML_BMI2 GGML_FMA GGML_F16C)

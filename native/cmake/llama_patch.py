@@ -41,7 +41,7 @@ def touched_files(patch: Path) -> list[str]:
     for line in patch.read_text(encoding="utf-8").splitlines():
         if line.startswith(("new file", "deleted file", "rename ", "copy ", "GIT binary")):
             raise BuildError(
-                f"{patch.name}: '{line}': only changes to existing text files are supported;\n"
+                f"{patch.name}: '{line}': only changes to existing text files are supported; "
                 "new files belong into native/llama."
             )
         if line.startswith("diff --git "):
@@ -127,7 +127,7 @@ def apply_checked_series(files: Files, folder: Path = PATCH_DIR) -> Files:
     for name, hashes in table["files"].items():
         if sha256_bytes(files.get(f"{TREE}/{name}", b"")) != hashes["before"]:
             raise BuildError(
-                f"llama.cpp's {name} is not the version that the patch was made for.\n"
+                f"llama.cpp's {name} is not the version that the patch was made for. "
                 "Use the pinned source distribution."
             )
     changed = apply_series(files, folder)

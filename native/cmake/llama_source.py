@@ -145,9 +145,8 @@ def _pip_download(pin: Pin, target: Path) -> None:
     raise BuildError(
         f"Could not download the source distribution llama-cpp-python {pin.version} with pip.\n"
         f"  pip said: {' '.join(errors or output[-3:]) or 'nothing'}\n"
-        "Check the network and pip's index and proxy settings. Without a package index, fetch\n"
-        f"  {pin.sdist_name}\n"
-        "elsewhere and pass it with\n"
+        "Check the network and pip's index and proxy settings. Without a package index, fetch "
+        f"{pin.sdist_name} elsewhere and pass it with\n"
         "  pip install . -C cmake.define.REASONALLOC_LLAMA_CPP=/path/to/file-or-unpacked-folder"
     )
 
@@ -200,7 +199,7 @@ def _folder_root(path: Path) -> Path:
             return root
     raise BuildError(
         f"{path} is not an unpacked source distribution of llama-cpp-python.\n"
-        "REASONALLOC_LLAMA_CPP takes the .tar.gz file, the folder unpacked from it, or the\n"
+        "REASONALLOC_LLAMA_CPP takes the .tar.gz file, the folder unpacked from it, or the "
         f"{TREE} folder inside that (the bindings in ../../{BINDINGS} are needed too)."
     )
 
@@ -222,8 +221,8 @@ def check_files(files: Files, pin: Pin, origin: str) -> None:
     found = digest_files(files)
     if found != pin.files_sha256:
         raise BuildError(
-            f"{origin} is not the original llama-cpp-python {pin.version}: files were changed,\n"
-            "added or removed.\n"
+            f"{origin} is not the original llama-cpp-python {pin.version}: "
+            "files were changed, added or removed.\n"
             f"  digest is       {found}\n"
             f"  digest must be  {pin.files_sha256}\n"
             f"Nothing was built. Unpack {pin.sdist_name} again, or give the .tar.gz itself."

@@ -24,6 +24,9 @@ extern "C" {
 /* Sets the thread's last error (one line, cut at 511 bytes) and returns status. */
 ra_status ra_error(ra_status status, const char * fmt, ...) RA_PRINTF(2, 3);
 
+/* Makes the thread's last error "". */
+void ra_error_clear(void);
+
 /* --- mem.c ---------------------------------------------------------------------------------- */
 
 /* Zeroed array of n elements of size bytes; NULL when memory is short or n*size overflows. */

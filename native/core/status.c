@@ -16,6 +16,10 @@ ra_status ra_error(ra_status status, const char * fmt, ...) {
     return status;
 }
 
+void ra_error_clear(void) {
+    ra_error_text[0] = '\0';
+}
+
 const char * ra_last_error(void) {
     return ra_error_text;
 }

@@ -37,7 +37,8 @@ typedef struct ra_cache {
     int64_t     n_evicted;
     int64_t     n_tokens_total;
 
-    int32_t * window_pos; /* [n_window] position whose query sits in slot pos % n_window, or -1 */
+    int32_t * window_pos; /* [n_window] position whose query sits in slot pos % n_window, or -1; a
+                           * truncated tail leaves fewer than n_window, and scores use those */
 
     /* scratch of a compression, sized for the largest layer */
     int32_t n_slots_max;

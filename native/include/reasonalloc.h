@@ -86,8 +86,8 @@ RA_API size_t ra_sizeof_head_stats(void);
 /* Name of a status, "RA_STATUS_..."; static string, never NULL. */
 RA_API const char * ra_status_name(ra_status status);
 
-/* The last error of the calling thread: one line, "" if there was none. Valid until the next
- * failing call in this thread. Also set when llama_init_from_model() returned NULL, or
+/* The last error of the calling thread: one line, "" if there was none since the last
+ * ra_configure_next(). Valid until the next failing call in this thread. Also set when llama_init_from_model() returned NULL, or
  * llama_decode() failed, because of the budget. */
 RA_API const char * ra_last_error(void);
 

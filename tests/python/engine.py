@@ -1,0 +1,234 @@
+"""The engine through its C interface, token by token: what the tests of the cache drive.
+
+`Engine` is one model with one context, stock (``budget=None``) or budgeted. It returns logits and
+reads back what the cache holds; nothing of it is shipped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+
+from py_reasonalloc import _bindings as c
+
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+
+
+@lib.llama_log_callback
+def _silent(level: int, text: bytes, user: Any) -> None:
+    pass
+
+
+lib.llama_log_set(_silent, ctypes.c_void_p(0))
+
+
+@dataclass
+class LayerTrace:
+    """One layer of one compression, as the trace callback reported it. Lists are per KV head."""
+
+    i_compression: int
+    n_pos: int
+    il: int
+    positions: list[np.ndarray]
+    scores: list[np.ndarray]
+    keep: list[np.ndarray]
+    budgets: list[int]
+
+    def kept(self, ih: int) -> np.ndarray:
+        """Return the positions that head `ih` kept."""
+        return self.positions[ih][self.keep[ih]]
+
+
+@dataclass
+class Engine:
+    """A model and a context.
+
+    Parameters
+    ----------
+    path : path-like
+        GGUF file.
+    budget : int or None
+        Tokens per head, or None for the stock cache.
+    kv : str
+        Cache type of K and V.
+    flash_attn : bool
+        Flash attention on or off.
+    n_ctx, n_batch, n_ubatch : int
+        As in llama.h; n_ctx = 0: the trained length.
+    n_threads : int
+        For both prompt and decoding; tiny models are fastest with one.
+    config : dict
+        Further fields of ra_config; tables are given as lists.
+    """
+
+    path: Path | str
+    budget: int | None = None
+    kv: str = "f16"
+    flash_attn: bool = True
+    n_ctx: int = 0
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_threads: int = 1
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.n_pos = 0
+        self.traces: list[LayerTrace] = []
+        model_params = lib.llama_model_default_params()
+        model_params.n_gpu_layers = 0
+        self.model = lib.llama_model_load_from_file(str(self.path).encode(), model_params)
+        if not self.model:
+            raise RuntimeError(f"cannot load {self.path}")
+        self.n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
+        self.ctx = self._make_context()
+        if not self.ctx:
+            lib.llama_model_free(self.model)
+            raise RuntimeError(c.last_error())
+
+    def _make_context(self) -> Any:
+        params = lib.llama_context_default_params()
+        params.n_ctx = self.n_ctx
+        params.n_batch = self.n_batch
+        params.n_ubatch = self.n_ubatch
+        params.type_k = params.type_v = KV_TYPES[self.kv]
+        params.n_threads = params.n_threads_batch = self.n_threads
+        params.flash_attn_type = 1 if self.flash_attn else 0
+        if self.budget is not None:
+            c.check(c.ra_configure_next(ctypes.byref(self._config())))
+        return lib.llama_init_from_model(self.model, params)
+
+    def _config(self) -> c.ra_config:
+        config = c.ra_config_default_params()
+        config.budget = self.budget
+        for name, value in self.config.items():
+            if isinstance(value, (list, tuple)):
+                setattr(config, name, (ctypes.c_int32 * len(value))(*value))
+                setattr(config, f"n_{name}", len(value))
+            elif isinstance(value, str):
+                setattr(config, name, value.encode())
+            else:
+                setattr(config, name, value)
+        return config
+
+    def decode(self, tokens: Sequence[int], status: int = 0) -> np.ndarray:
+        """Decode tokens at the end of the sequence; returns logits [n_tokens, n_vocab].
+
+        With another expected `status` (the return value of llama_decode), returns no rows.
+        """
+        batch = lib.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = int(token)
+            batch.pos[i] = self.n_pos + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = 1
+        result = lib.llama_decode(self.ctx, batch)
+        lib.llama_batch_free(batch)
+        assert result == status, f"llama_decode returned {result}: {c.last_error()}"
+        if result != 0:
+            return np.empty((0, self.n_vocab), np.float32)
+        self.n_pos += len(tokens)
+        shape = (len(tokens) * self.n_vocab,)
+        return np.ctypeslib.as_array(lib.llama_get_logits(self.ctx), shape).reshape(
+            len(tokens), self.n_vocab
+        ).copy()
+
+    def decode_each(self, tokens: Sequence[int]) -> np.ndarray:
+        """Decode tokens one at a time; returns logits [n_tokens, n_vocab]."""
+        return np.concatenate([self.decode([token]) for token in tokens])
+
+    def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
+        """Decode the prompt, then `n` tokens, each the arg-max of the last logits."""
+        logits = self.decode(prompt)[-1]
+        tokens = []
+        for _ in range(n):
+            tokens.append(int(np.argmax(logits)))
+            logits = self.decode(tokens[-1:])[-1]
+        return tokens
+
+    @property
+    def memory(self) -> Any:
+        """The llama_memory_t of the context."""
+        return lib.llama_get_memory(self.ctx)
+
+    def remove(self, p0: int, p1: int = -1) -> bool:
+        """llama_memory_seq_rm of sequence 0; keeps n_pos in step."""
+        done = bool(lib.llama_memory_seq_rm(self.memory, 0, p0, p1))
+        self.n_pos = lib.llama_memory_seq_pos_max(self.memory, 0) + 1
+        return done
+
+    def clear(self) -> None:
+        """llama_memory_clear."""
+        lib.llama_memory_clear(self.memory, True)
+        self.n_pos = 0
+
+    def stats(self) -> c.ra_stats:
+        """ra_stats_get."""
+        stats = c.ra_stats(size=ctypes.sizeof(c.ra_stats))
+        c.check(c.ra_stats_get(self.ctx, ctypes.byref(stats)))
+        return stats
+
+    def head(self, il: int, ih: int) -> c.ra_head_stats:
+        """ra_head_stats_get."""
+        stats = c.ra_head_stats(size=ctypes.sizeof(c.ra_head_stats))
+        c.check(c.ra_head_stats_get(self.ctx, il, ih, ctypes.byref(stats)))
+        return stats
+
+    def kept(self, il: int, ih: int) -> np.ndarray:
+        """ra_kept_positions."""
+        n = c.ra_kept_positions(self.ctx, il, ih, None, 0)
+        assert n >= 0, c.last_error()
+        pos = (ctypes.c_int32 * n)()
+        assert c.ra_kept_positions(self.ctx, il, ih, pos, n) == n
+        return np.array(pos[:], dtype=np.int32)
+
+    def set_head_budgets(self, il: int, budgets: Sequence[int]) -> int:
+        """ra_set_head_budgets; returns the status."""
+        table = (ctypes.c_int32 * len(budgets))(*budgets)
+        return int(c.ra_set_head_budgets(self.ctx, il, table, len(budgets)))
+
+    def trace(self) -> None:
+        """Record every compression from now on in `traces`."""
+
+        def record(user, i, n_pos, il, n_head_kv, n_kv, pos, score, keep, budgets) -> None:
+            counts = n_kv[:n_head_kv]
+            ends = np.cumsum(counts)
+            total = int(ends[-1])
+
+            def split(values: Any, dtype: Any) -> list[np.ndarray]:
+                return np.split(np.array(values[:total], dtype=dtype), ends[:-1])
+
+            self.traces.append(
+                LayerTrace(
+                    i_compression=i,
+                    n_pos=n_pos,
+                    il=il,
+                    positions=split(pos, np.int32),
+                    scores=split(score, np.float32),
+                    keep=split(keep, bool),
+                    budgets=list(budgets[:n_head_kv]),
+                )
+            )
+
+        self._trace_cb = c.ra_trace_cb(record)
+        c.check(c.ra_set_trace(self.ctx, self._trace_cb, None))
+
+    def close(self) -> None:
+        """Free context and model."""
+        if self.ctx:
+            lib.llama_free(self.ctx)
+            lib.llama_model_free(self.model)
+            self.ctx = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
