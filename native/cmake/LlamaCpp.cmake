@@ -13,6 +13,9 @@ if(REASONALLOC_LLAMA_CPP)
     endif()
     set(source_args --source "${given}")
 endif()
+if(REASONALLOC_STOCK)
+    list(APPEND source_args --no-patches)
+endif()
 execute_process(
     COMMAND "${Python_EXECUTABLE}" -B "${CMAKE_CURRENT_LIST_DIR}/prepare_llama.py"
             --target "${REASONALLOC_LLAMA_DIR}" ${source_args}
@@ -60,12 +63,17 @@ endif()
 set(ENV{GIT_CEILING_DIRECTORIES} "${CMAKE_BINARY_DIR}")
 unset(ENV{GIT_DIR})
 set(LLAMA_BUILD_NUMBER 0)
-set(LLAMA_BUILD_COMMIT "reasonalloc-${PROJECT_VERSION}")
+set(LLAMA_BUILD_COMMIT "pinned")
 
 set(llama_tree "${REASONALLOC_LLAMA_DIR}/vendor/llama.cpp")
 add_subdirectory("${llama_tree}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
 
 # ---- our code in libllama ----
+# The same for both variants, so that switching compiles only the patched files.
+target_include_directories(llama PRIVATE "${native}/include" "${native}/llama")
+if(REASONALLOC_STOCK)
+    return()
+endif()
 file(GLOB glue_sources CONFIGURE_DEPENDS "${native}/llama/*.cpp" "${native}/llama/*.h")
 if(glue_sources)
     add_library(reasonalloc_glue OBJECT ${glue_sources})
@@ -80,7 +88,6 @@ if(glue_sources)
     target_sources(llama PRIVATE $<TARGET_OBJECTS:reasonalloc_glue>)
 endif()
 target_sources(llama PRIVATE $<TARGET_OBJECTS:reasonalloc_core>)
-target_include_directories(llama PRIVATE "${native}/include" "${native}/llama")
 if(UNIX)
     target_link_libraries(llama PRIVATE m)
 endif()

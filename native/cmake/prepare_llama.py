@@ -31,10 +31,14 @@ def sync_files(files: Files, target: Path) -> int:
     return changed
 
 
-def prepare(target: Path, source: str | None, patches: Path = PATCH_DIR) -> int:
-    """Fill `target` from `source` (or the package index) with patched files; count changes."""
+def prepare(target: Path, source: str | None, patches: Path | None = PATCH_DIR) -> int:
+    """Fill `target` from `source` (or the package index), patched unless `patches` is None.
+
+    Returns how many files changed.
+    """
     files = read_source(load_pin(), source)
-    files.update(apply_checked_series(files, patches))
+    if patches is not None:
+        files.update(apply_checked_series(files, patches))
     return sync_files(files, target)
 
 
@@ -43,9 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--target", type=Path, required=True, help="folder to fill")
     parser.add_argument("--source", help=".tar.gz or unpacked folder instead of the package index")
+    parser.add_argument("--no-patches", action="store_true", help="leave llama.cpp as it is")
     options = parser.parse_args(arguments)
+    patches = None if options.no_patches else PATCH_DIR
     try:
-        changed = prepare(options.target, options.source or None)
+        changed = prepare(options.target, options.source or None, patches)
     except BuildError as error:
         print(error, file=sys.stderr)
         return 2

@@ -22,13 +22,13 @@ static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, int32_t i
     const ra_layer *  l   = &c->layers[il];
     const ra_config * cfg = &c->settings.cfg;
     ra_features       f   = {
-        .il       = il,
-        .ih       = ih,
-        .n_kv     = l->used[ih],
-        .n_window = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
-        .n_obs    = ra_cache_n_obs(c),
-        .pos      = l->pos + l->offset[ih],
-        .work     = c->work,
+                .il       = il,
+                .ih       = ih,
+                .n_kv     = l->used[ih],
+                .n_window = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
+                .n_obs    = ra_cache_n_obs(c),
+                .pos      = l->pos + l->offset[ih],
+                .work     = c->work,
     };
     if (c->settings.policy->needs != 0) {
         const ra_status st = ops->features(ops->user, c->settings.policy->needs, &f);

@@ -82,16 +82,16 @@ ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t
 
     const ra_policy * policy = ra_policy_find(cfg->policy);
     const ra_features f      = {
-        .il          = il,
-        .ih          = ih,
-        .n_kv        = n_kv,
-        .n_window    = cfg->n_window < n_kv ? cfg->n_window : n_kv,
-        .n_obs       = n_obs,
-        .n_group     = n_group,
-        .pos         = pos,
-        .attn_logits = logits,
-        .key_sim     = key_sim,
-        .work        = work,
+             .il          = il,
+             .ih          = ih,
+             .n_kv        = n_kv,
+             .n_window    = cfg->n_window < n_kv ? cfg->n_window : n_kv,
+             .n_obs       = n_obs,
+             .n_group     = n_group,
+             .pos         = pos,
+             .attn_logits = logits,
+             .key_sim     = key_sim,
+             .work        = work,
     };
     policy->score(cfg, &f, score);
     ra_score_protect(cfg, cfg->n_protect, &f, score);

@@ -142,7 +142,7 @@ static thread_local ra_pending pending;
 
 ra_status ra_configure_next(const ra_config * cfg) {
     pending.reset();
-    ra_error_clear();  // what is found there after a failed llama_init_from_model() is its own
+    ra_error_clear(); // what is found there after a failed llama_init_from_model() is its own
     if (cfg == nullptr) {
         return RA_STATUS_OK;
     }

@@ -1,0 +1,61 @@
+"""ReasonAlloc: llama.cpp with a fixed KV-cache budget per layer and head.
+
+Importing this package loads nothing: the library comes in with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name -> module that defines it.
+_HOMES = {
+    "BudgetConfig": "config",
+    "KVStats": "stats",
+    "ReasonLlama": "session",
+    "BudgetError": "errors",
+    "ComputeError": "errors",
+    "ConfigError": "errors",
+    "ContextError": "errors",
+    "ContextFullError": "errors",
+    "LibraryError": "errors",
+    "ModelFileError": "errors",
+    "NoMemoryError": "errors",
+    "NotFoundError": "errors",
+    "ReasonAllocError": "errors",
+    "StateError": "errors",
+    "UnsupportedError": "errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from .config import BudgetConfig as BudgetConfig
+    from .errors import BudgetError as BudgetError
+    from .errors import ComputeError as ComputeError
+    from .errors import ConfigError as ConfigError
+    from .errors import ContextError as ContextError
+    from .errors import ContextFullError as ContextFullError
+    from .errors import LibraryError as LibraryError
+    from .errors import ModelFileError as ModelFileError
+    from .errors import NoMemoryError as NoMemoryError
+    from .errors import NotFoundError as NotFoundError
+    from .errors import ReasonAllocError as ReasonAllocError
+    from .errors import StateError as StateError
+    from .errors import UnsupportedError as UnsupportedError
+    from .session import ReasonLlama as ReasonLlama
+    from .stats import KVStats as KVStats
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

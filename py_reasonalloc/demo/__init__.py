@@ -1,0 +1,1 @@
+"""The demo reasoner: its problems (pure standard library) and its training (PyTorch)."""

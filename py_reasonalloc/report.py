@@ -1,0 +1,82 @@
+"""Text for people: the summary after a run, and the table of a dry run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .dryrun import DryRun
+from .runner import RunOptions
+
+_STOPS = {
+    "stop": "the model ended its text",
+    "length": "the number of tokens asked for",
+    "context": "the end of the context",
+    "interrupted": "stopped by Ctrl-C",
+}
+
+
+def size(n_bytes: int) -> str:
+    """Return bytes in the largest fitting unit, four digits: ``"1.234 MiB"``."""
+    value, unit = float(n_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{n_bytes} B" if unit == "B" else f"{value:.4g} {unit}"
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return a few lines about a finished run."""
+    lines = [
+        f"[{report['n_prompt']} prompt tokens in {report['prompt_seconds']:.2f} s, "
+        f"{report['n_generated']} generated in {report['decode_seconds']:.2f} s "
+        f"({report['tokens_per_second']:.1f} tokens/s); end: {_STOPS[report['stop_reason']]}]"
+    ]
+    kv, full = report["kv_bytes"], report["kv_bytes_full"]
+    if report["budget"] is None:
+        lines.append(
+            f"[cache: {size(kv)} ({kv} bytes), {size(full)} of it in use; nothing is evicted]"
+        )
+        return "\n".join(lines)
+    lines.append(
+        f"[cache: {size(kv)} ({kv} bytes), {report['policy']} keeps {report['budget']} tokens per "
+        f"head, at most {report['peak_tokens']} were held; the full cache of "
+        f"{report['n_pos']} tokens takes {size(full)}]"
+    )
+    lines.append(
+        f"[{report['n_compressions']} compressions in {report['compression_seconds']:.3f} s "
+        f"evicted {report['n_evicted']} entries (token x layer x head)]"
+    )
+    return "\n".join(lines)
+
+
+def dry_run_table(result: DryRun, options: RunOptions) -> str:
+    """Return the table that ``--dry-run`` prints."""
+    config = options.config
+    name = "stock cache" if config is None else f"cache, budget {config.budget} + {config.buffer}"
+    rows = [
+        ("weights", result.weights_bytes),
+        (f"{name} ({options.kv_type})", result.kv_bytes),
+        ("observation window", result.window_bytes),
+        ("compute buffers", result.compute_bytes),
+        ("total", result.total_bytes),
+    ]
+    out = [f"{options.model}: {result.n_prompt} prompt tokens, at most {result.n_tokens} in all"]
+    out += [_row(label, n_bytes) for label, n_bytes in rows]
+    if result.layer_bytes:
+        out.append("cache by layer (tokens that each KV head can hold)")
+        for il, (n_bytes, heads) in enumerate(zip(result.layer_bytes, result.layer_capacity)):
+            out.append(_row(f"  layer {il}", n_bytes) + "  " + _capacities(heads))
+    out.append(_row(f"full cache for {result.n_tokens} tokens", result.full_kv_bytes))
+    out.append(_row("  its compute buffers", result.full_compute_bytes))
+    return "\n".join(out)
+
+
+def _row(label: str, n_bytes: int) -> str:
+    return f"{label:<34} {n_bytes:>16} bytes  {size(n_bytes):>10}"
+
+
+def _capacities(heads: tuple[int, ...]) -> str:
+    if heads and len(set(heads)) == 1:
+        return f"{len(heads)} x {heads[0]}"
+    return " ".join(map(str, heads)) or "no attention"

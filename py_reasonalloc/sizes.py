@@ -1,0 +1,89 @@
+"""Cache bytes of well-known reasoners, from the engine's own formula: the table of the README.
+
+``python -m py_reasonalloc.sizes`` prints it as Markdown.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import click
+
+from . import _bindings as c
+from .config import KV_TYPES, kv_type_id
+from .errors import ConfigError
+
+
+class Shape(NamedTuple):
+    """What the cache's size depends on; both K and V rows have `head_dim` values."""
+
+    n_layer: int
+    n_head_kv: int
+    head_dim: int
+
+
+#: As published in the models' configurations.
+SHAPES = {
+    "DeepSeek-R1-Distill-Qwen-1.5B": Shape(28, 2, 128),
+    "DeepSeek-R1-Distill-Llama-8B": Shape(32, 8, 128),
+    "DeepSeek-R1-Distill-Qwen-14B": Shape(48, 8, 128),
+}
+
+
+def full_bytes(shape: Shape, n_tokens: int, kv_type: str) -> int:
+    """Bytes of K and V that `n_tokens` take in the stock cache."""
+    return _checked(c.ra_plan_kv_bytes_full(ctypes.byref(_native(shape, kv_type)), n_tokens))
+
+
+def budget_bytes(shape: Shape, budget: int, kv_type: str) -> int:
+    """Bytes of K and V that a budgeted cache allocates, with the default buffer."""
+    config = c.ra_config_default_params()
+    config.budget = budget
+    native = _native(shape, kv_type)
+    return _checked(c.ra_plan_kv_bytes(ctypes.byref(native), ctypes.byref(config)))
+
+
+def _native(shape: Shape, kv_type: str) -> c.ra_shape:
+    kind = kv_type_id(kv_type)
+    return c.ra_shape(*shape, shape.head_dim, kind, kind)
+
+
+def _checked(n_bytes: int) -> int:
+    if n_bytes < 0:
+        raise ConfigError(c.last_error())
+    return n_bytes
+
+
+def table(n_tokens: int, budgets: tuple[int, ...], kv_type: str) -> str:
+    """Return a Markdown table, sizes in MiB."""
+
+    def mib(n_bytes: int) -> str:
+        return f"{n_bytes / 2**20:,.0f} MiB"
+
+    head = ["Model", f"full, {n_tokens:,} tokens", *(f"budget {b}" for b in budgets)]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, shape in SHAPES.items():
+        cells = [budget_bytes(shape, b, kv_type) for b in budgets]
+        rows.append([name, mib(full_bytes(shape, n_tokens, kv_type)), *map(mib, cells)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+@click.command()
+@click.option("--tokens", default=16384, show_default=True, type=click.IntRange(1))
+@click.option("--budgets", default="128,256,512,1024", show_default=True)
+@click.option("--kv-type", default="f16", show_default=True, type=click.Choice(list(KV_TYPES)))
+def main(tokens: int, budgets: str, kv_type: str) -> None:
+    """Print cache bytes, full against budget, for well-known reasoners."""
+    try:
+        values = tuple(int(b) for b in budgets.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{budgets!r} is not a list of numbers such as 128,256") from None
+    try:
+        click.echo(table(tokens, values, kv_type))
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

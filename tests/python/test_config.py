@@ -1,0 +1,142 @@
+"""`BudgetConfig`: ranges, defaults, and what reaches the library."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import gguf
+import pytest
+from conftest import ROOT
+
+from py_reasonalloc import BudgetConfig, BudgetError, ConfigError, NotFoundError
+from py_reasonalloc import _bindings as c
+from py_reasonalloc.config import KV_TYPES, MAX_TOKENS, MAX_WINDOW, kv_type_id, policy_names
+
+NATIVE_NAMES = {
+    "budget": "budget",
+    "buffer": "buffer",
+    "sinks": "n_sink",
+    "window": "n_window",
+    "lambda_": "lambda_",
+    "sim_threshold": "sim_threshold",
+    "pool_kernel": "pool_kernel",
+    "policy_seed": "seed",
+}
+
+
+def test_defaults_are_the_librarys() -> None:
+    native = c.ra_config_default_params()
+    config = BudgetConfig()
+    for name, native_name in NATIVE_NAMES.items():
+        assert getattr(config, name) == pytest.approx(getattr(native, native_name)), name
+    assert config.policy == native.policy.decode()
+    assert native.n_protect == 0 and config.protect_prompt == "off"
+    assert (config.layer_alloc, config.head_alloc) == ("uniform", "uniform")
+
+
+def test_values_reach_the_library() -> None:
+    config = BudgetConfig(
+        budget=100,
+        policy="random",
+        buffer=10,
+        sinks=2,
+        window=5,
+        protect_prompt=40,
+        lambda_=0.5,
+        sim_threshold=0.25,
+        pool_kernel=3,
+        policy_seed=2**64 - 1,
+        layer_budgets=[90, 110],
+        head_budgets=[80, 100, 100, 120],
+    )
+    native = config.to_native()
+    for name, native_name in NATIVE_NAMES.items():
+        assert getattr(native, native_name) == getattr(config, name), name
+    assert (native.policy, native.n_protect) == (b"random", 40)
+    assert native.layer_budgets[: native.n_layer_budgets] == [90, 110]
+    assert native.head_budgets[: native.n_head_budgets] == [80, 100, 100, 120]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 0}, "budget = 0 is out of range: must be 1 to 16777216"),
+        ({"budget": 2**31}, "budget = 2147483648 is out of range: must be 1 to 16777216"),
+        ({"budget": 2**64 + 64}, "budget = 18446744073709551680 is out of range"),
+        ({"budget": 12.5}, "budget = 12.5 must be a whole number"),
+        ({"budget": True}, "budget = True must be a whole number"),
+        ({"buffer": 0}, "buffer = 0 is out of range: must be 1 to 16777216"),
+        ({"sinks": -1}, "sinks = -1 is out of range: must be 0 to 16777216"),
+        ({"window": 1025}, "window = 1025 is out of range: must be 1 to 1024"),
+        ({"lambda_": 1.5}, "lambda_ = 1.5 is out of range: must be 0 to 1"),
+        ({"lambda_": float("nan")}, "lambda_ = nan is out of range: must be 0 to 1"),
+        ({"sim_threshold": -2}, "sim_threshold = -2 is out of range: must be -1 to 1"),
+        ({"pool_kernel": 4}, "pool_kernel = 4 must be odd"),
+        ({"policy_seed": -1}, "policy_seed = -1 is out of range"),
+        ({"protect_prompt": "most"}, "protect_prompt = 'most' must be 'off', 'all' or a number"),
+        ({"protect_prompt": -2}, "protect_prompt = -2 is out of range"),
+        ({"protect_prompt": None}, "protect_prompt = None must be a whole number"),
+        ({"layer_budgets": [64, 0]}, r"layer_budgets\[1\] = 0 is out of range"),
+        ({"policy": 3}, "policy = 3 must be a name"),
+    ],
+)
+def test_out_of_range(arguments, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BudgetConfig(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"budget": 12},
+        {"budget": 64, "sinks": 56},
+        {"budget": 64, "protect_prompt": 56},
+        {"budget": 64, "layer_budgets": [64, 12]},
+    ],
+)
+def test_budget_below_what_must_stay(arguments) -> None:
+    with pytest.raises(BudgetError, match="too small|out of range"):
+        BudgetConfig(**arguments)
+
+
+def test_the_smallest_budget_is_allowed() -> None:
+    assert BudgetConfig(budget=13).budget == 13
+    assert BudgetConfig(budget=64, protect_prompt=55).n_protect(60) == 55
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(NotFoundError, match=r"policy = 'x' is unknown: must be one of rkv, "):
+        BudgetConfig(policy="x")
+    with pytest.raises(NotFoundError, match="allocator 'x'"):
+        BudgetConfig(head_alloc="x")
+    assert {"rkv", "snapkv", "streaming", "random"} <= set(policy_names())
+
+
+def test_protected_tokens_never_exceed_the_prompt() -> None:
+    assert BudgetConfig().n_protect(9) == 0
+    assert BudgetConfig(protect_prompt="all").n_protect(9) == 9
+    assert BudgetConfig(protect_prompt=5).n_protect(9) == 5
+    assert BudgetConfig(protect_prompt=50).n_protect(9) == 9
+
+
+def test_is_frozen_and_hashable() -> None:
+    config = BudgetConfig(layer_budgets=[64, 64], budget=64)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.budget = 3
+    assert len({config, BudgetConfig(layer_budgets=(64, 64), budget=64)}) == 1
+
+
+def test_limits_are_the_headers() -> None:
+    header = (ROOT / "native" / "include" / "reasonalloc.h").read_text()
+    assert re.search(r"RA_MAX_TOKENS \(1 << (\d+)\)", header)[1] == str(MAX_TOKENS.bit_length() - 1)
+    assert re.search(r"RA_MAX_WINDOW (\d+)", header)[1] == str(MAX_WINDOW)
+
+
+def test_cache_types_are_ggmls() -> None:
+    for name, number in KV_TYPES.items():
+        assert gguf.GGMLQuantizationType[name.upper()] == number
+        assert kv_type_id(name) == number
+    assert kv_type_id(6) == 6
+    with pytest.raises(ConfigError, match="cache type = 'Q8' is unknown"):
+        kv_type_id("Q8")
