@@ -168,6 +168,7 @@ ra_row_bytes = _bind("ra_row_bytes", [_context], c_int64)
 ra_set_trace = _bind("ra_set_trace", [_context, ra_trace_cb, c_void_p], _status)
 
 ra_memory_breakdown = _bind("ra_memory_breakdown", [_context, _int64s, _int64s, _int64s], c_int32)
+ra_planned_scratch_bytes = _bind("ra_planned_scratch_bytes", [_context], c_int64)
 ra_plan_kv_bytes = _bind("ra_plan_kv_bytes", [POINTER(ra_shape), POINTER(ra_config)], c_int64)
 ra_plan_kv_bytes_full = _bind("ra_plan_kv_bytes_full", [POINTER(ra_shape), c_int64], c_int64)
 

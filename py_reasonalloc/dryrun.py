@@ -40,8 +40,8 @@ class DryRun:
         Model tensors; compute buffers.
     kv_bytes : int
         K and V of all layers.
-    window_bytes : int
-        The observation window's queries.
+    window_bytes, scratch_bytes : int
+        The observation window's queries; what compressions need.
     total_bytes : int
         All of the above.
     layer_bytes : tuple of int
@@ -57,6 +57,7 @@ class DryRun:
     weights_bytes: int
     kv_bytes: int
     window_bytes: int
+    scratch_bytes: int
     compute_bytes: int
     total_bytes: int
     layer_bytes: tuple[int, ...]
@@ -97,8 +98,13 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
         weights_bytes=use.model_bytes,
         kv_bytes=kv_bytes,
         window_bytes=window_bytes,
+        scratch_bytes=use.scratch_bytes,
         compute_bytes=use.compute_bytes,
-        total_bytes=use.model_bytes + kv_bytes + window_bytes + use.compute_bytes,
+        total_bytes=use.model_bytes
+        + kv_bytes
+        + window_bytes
+        + use.scratch_bytes
+        + use.compute_bytes,
         layer_bytes=layer_bytes,
         layer_capacity=capacity,
         full_kv_bytes=full.context_bytes,

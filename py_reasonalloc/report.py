@@ -58,6 +58,7 @@ def dry_run_table(result: DryRun, options: RunOptions) -> str:
         ("weights", result.weights_bytes),
         (f"{name} ({options.kv_type})", result.kv_bytes),
         ("observation window", result.window_bytes),
+        ("scratch of compressions", result.scratch_bytes),
         ("compute buffers", result.compute_bytes),
         ("total", result.total_bytes),
     ]

@@ -30,11 +30,16 @@ from .stats import KVStats, engine_stats, read_stats
 
 
 class MemoryUse(NamedTuple):
-    """Bytes of a context, summed over its devices (see ra_memory_breakdown)."""
+    """Bytes of a context, summed over its devices.
+
+    Weights, cache and compute buffers as ra_memory_breakdown gives them; and what compressions need
+    from the first decode on (0 for the stock cache).
+    """
 
     model_bytes: int
     context_bytes: int
     compute_bytes: int
+    scratch_bytes: int
 
 
 class ReasonLlama(llama_cpp.Llama):
@@ -188,11 +193,14 @@ class ReasonLlama(llama_cpp.Llama):
         return read_stats(self.ctx, bindings.llama_model_n_layer(self.model))
 
     def memory_use(self) -> MemoryUse:
-        """Return the bytes of weights, cache and compute buffers, as the engine reports them."""
+        """Return the bytes of weights, cache and buffers, as the engine reports them."""
         self._require_open()
-        sizes = [ctypes.c_int64() for _ in MemoryUse._fields]
+        sizes = [ctypes.c_int64() for _ in range(3)]
         c.check(c.ra_memory_breakdown(self.ctx, *(ctypes.byref(size) for size in sizes)))
-        return MemoryUse(*(size.value for size in sizes))
+        scratch = 0 if self.config is None else int(c.ra_planned_scratch_bytes(self.ctx))
+        if scratch < 0:
+            raise ContextError(c.last_error())
+        return MemoryUse(*(size.value for size in sizes), scratch)
 
     # --- text ------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 # The pinned llama.cpp tree, patched, with our code inside its libllama.
 
+set(Python_FIND_STRATEGY LOCATION) # the first one in PATH, not the newest
 find_package(Python 3.9 COMPONENTS Interpreter REQUIRED)
 
 # ---- the tree: fetched, verified, patched ----

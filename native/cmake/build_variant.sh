@@ -23,12 +23,16 @@ if [[ ! -f "$build/CMakeCache.txt" ]]; then
     exit 2
 fi
 
+# The CMake that made the folder, if it is still there: another version may recompile everything.
+cmake="$(sed -n 's/^CMAKE_COMMAND:INTERNAL=//p' "$build/CMakeCache.txt")"
+[[ -x "$cmake" ]] || cmake=cmake
+
 build_with() {
     local log="$build/$1.log"
     {
-        cmake -S . -B "$build" -D"$option=$2" -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" \
+        "$cmake" -S . -B "$build" -D"$option=$2" -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" \
             -DPython_EXECUTABLE="$(command -v python)" &&
-            cmake --build "$build" --target reasonalloc
+            "$cmake" --build "$build" --target reasonalloc
     } >"$log" 2>&1 || {
         cat "$log" >&2
         return 1

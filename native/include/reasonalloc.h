@@ -191,7 +191,8 @@ typedef struct ra_stats {
 
     int64_t kv_bytes;       /* allocated tensors of K and V of all layers */
     int64_t window_bytes;   /* allocated tensors of the observation window's queries */
-    int64_t scratch_bytes;  /* buffers reserved for compressions (device and host) */
+    int64_t scratch_bytes;  /* buffers reserved for compressions (device and host), complete from
+                             * the first decode on */
     int64_t kv_bytes_full;  /* what the stock cache's rows for n_pos tokens take */
     int64_t n_evicted;      /* (token, head) entries evicted since the last clear */
     int64_t n_entries;      /* (token, head) entries held now */
@@ -228,11 +229,14 @@ RA_API int32_t ra_kept_positions(const struct llama_context * ctx, int32_t il, i
  * n_tokens times this. -1 without a budgeted cache. */
 RA_API int64_t ra_row_bytes(const struct llama_context * ctx);
 
-/* Bytes of a context, stock or budgeted, summed over its devices: weights, cache (and window), and
- * reserved compute buffers. With llama_model_params.no_alloc nothing is allocated and these are what
+/* Bytes of a context, stock or budgeted, summed over its devices: weights (in the form that the
+ * backends use), cache (and window), and reserved compute buffers. With llama_model_params.no_alloc nothing is allocated and these are what
  * it would take. Returns an ra_status. */
 RA_API int32_t ra_memory_breakdown(const struct llama_context * ctx, int64_t * model_bytes,
                                    int64_t * context_bytes, int64_t * compute_bytes);
+
+/* ra_stats.scratch_bytes as it will be from the first decode on, also with no_alloc. -1 on error. */
+RA_API int64_t ra_planned_scratch_bytes(const struct llama_context * ctx);
 
 /* Called once per layer during a compression, after the policy scored and before anything moves.
  *   n_kv    [n_head_kv]        tokens of each head before the compression

@@ -333,12 +333,30 @@ int32_t ra_memory_breakdown(const llama_context * ctx, int64_t * model_bytes,
         return ra_error(RA_STATUS_INVALID, "ra_memory_breakdown: an argument is NULL");
     }
     *model_bytes = *context_bytes = *compute_bytes = 0;
-    for (const auto & [buft, data] : ctx->memory_breakdown()) {
-        *model_bytes += (int64_t) data.model;
+    // tensor by tensor: a buffer over a mapped file also spans what other backends use
+    for (const auto & [_, tensor] : ctx->get_model().tensors_by_name) {
+        *model_bytes += (int64_t) ggml_backend_buft_get_alloc_size(
+            ggml_backend_buffer_get_type(tensor->buffer), tensor);
+    }
+    for (const auto & [_, data] : ctx->memory_breakdown()) {
         *context_bytes += (int64_t) data.context;
         *compute_bytes += (int64_t) data.compute;
     }
     return RA_STATUS_OK;
+}
+
+int64_t ra_planned_scratch_bytes(const llama_context * ctx) {
+    const ra_memory * mem = ra_memory_of(ctx);
+    if (mem == nullptr) {
+        ra_not_attached();
+        return -1;
+    }
+    try {
+        return mem->planned_scratch_bytes(ctx->get_sched());
+    } catch (const std::exception & e) {
+        ra_error(RA_STATUS_NO_MEMORY, "cannot plan the scratch of compressions: %s", e.what());
+        return -1;
+    }
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -38,15 +38,32 @@ ra_status ra_memory::move_end(int32_t il) {
     return RA_STATUS_OK;
 }
 
+// at the first decode, so that a compression allocates nothing; tried again if memory was short
+void ra_memory::make_scorer() {
+    if (scorer) {
+        return;
+    }
+    try {
+        scorer = std::make_unique<ra_scorer>(*this, lctx->get_sched());
+    } catch (const std::exception & e) {
+        ra_error(RA_STATUS_NO_MEMORY, "no scratch memory for compressions: %s", e.what());
+    }
+}
+
+int64_t ra_memory::planned_scratch_bytes(ggml_backend_sched_t sched) const {
+    return scratch_bytes() + (scorer ? 0 : ra_scorer(*this, sched, true).bytes());
+}
+
 ra_status ra_memory::compress() {
     const int64_t t_start = ggml_time_us();
     ra_status     st      = RA_STATUS_OK;
     try {
+        if (lctx == nullptr) {
+            return RA_STATUS_OK; // nothing was decoded yet
+        }
+        make_scorer();
         if (!scorer) {
-            if (lctx == nullptr) {
-                return RA_STATUS_OK; // nothing was decoded yet
-            }
-            scorer = std::make_unique<ra_scorer>(*this, lctx->get_sched());
+            return RA_STATUS_NO_MEMORY;
         }
         // the rows of the last micro-batch must have been written
         ggml_backend_sched_synchronize(lctx->get_sched());

@@ -316,6 +316,7 @@ llama_memory_context_ptr ra_memory::init_full() {
 llama_memory_context_ptr ra_memory::init_update(llama_context * context, bool optimize) {
     GGML_UNUSED(optimize);
     lctx = context;
+    make_scorer();
     return std::make_unique<ra_memory_context>(LLAMA_MEMORY_STATUS_NO_UPDATE);
 }
 

@@ -79,7 +79,9 @@ class ra_memory : public llama_memory_i {
     int64_t   kv_bytes() const;
     int64_t   window_bytes() const;
     int64_t   scratch_bytes() const;
-    int64_t   row_bytes() const; // K and V rows of one token, all layers and heads
+    // what scratch_bytes() will be once something was decoded; throws std::runtime_error
+    int64_t planned_scratch_bytes(ggml_backend_sched_t sched) const;
+    int64_t row_bytes() const; // K and V rows of one token, all layers and heads
 
     ra_cache *       state() { return cache.get(); }
     const ra_cache * state() const { return cache.get(); }
@@ -99,6 +101,7 @@ class ra_memory : public llama_memory_i {
   private:
     void add_layers(const llama_model & model, const llama_memory_params & params, bool offload);
     void alloc_buffers(bool no_alloc);
+    void make_scorer();
     void layout_changed();
     bool check_ubatch(const llama_ubatch & ubatch, llama_pos * pos_next) const;
 

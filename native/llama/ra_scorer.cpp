@@ -9,7 +9,8 @@ static constexpr size_t RA_SCORE_VALUES = size_t(2) << 20;
 
 static constexpr size_t RA_SCORE_MAX_NODES = 2048;
 
-ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched) : mem(mem) {
+ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, bool measure)
+    : mem(mem) {
     std::vector<ggml_backend_t> backends;
     for (int i = 0; i < ggml_backend_sched_get_n_backends(context_sched); ++i) {
         backends.push_back(ggml_backend_sched_get_backend(context_sched, i));
@@ -17,7 +18,7 @@ ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched) 
     sched.reset(ggml_backend_sched_new(backends.data(), nullptr, (int) backends.size(),
                                        RA_SCORE_MAX_NODES, false, false));
     if (!sched) {
-        throw std::runtime_error("ReasonAlloc: failed to create the scheduler for scores");
+        throw std::runtime_error("failed to create the scheduler for scores");
     }
     meta.resize(ggml_tensor_overhead() * RA_SCORE_MAX_NODES +
                 ggml_graph_overhead_custom(RA_SCORE_MAX_NODES, false));
@@ -57,15 +58,21 @@ ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched) 
     build(il_max, jobs, 0, &gf);
     std::copy(used.begin(), used.end(), l.used);
     ggml_backend_sched_reset(sched.get());
-    if (!ggml_backend_sched_reserve(sched.get(), gf)) {
-        throw std::runtime_error("ReasonAlloc: failed to reserve the buffers for scores");
+    if (measure) {
+        measured.resize(backends.size());
+        ggml_backend_sched_reserve_size(sched.get(), gf, measured.data());
+    } else if (!ggml_backend_sched_reserve(sched.get(), gf)) {
+        throw std::runtime_error("failed to reserve the buffers for scores");
     }
 }
 
 int64_t ra_scorer::bytes() const {
     int64_t n = (int64_t) (logits.capacity() + key_sim.capacity() + staging.capacity()) * 4 +
                 (int64_t) meta.capacity();
-    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched.get()); ++i) {
+    for (const size_t size : measured) {
+        n += (int64_t) size;
+    }
+    for (int i = 0; measured.empty() && i < ggml_backend_sched_get_n_backends(sched.get()); ++i) {
         n += (int64_t) ggml_backend_sched_get_buffer_size(
             sched.get(), ggml_backend_sched_get_backend(sched.get(), i));
     }

@@ -9,8 +9,9 @@
 
 class ra_scorer {
   public:
-    // backends: those of the context's scheduler; throws std::runtime_error
-    ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched);
+    // backends: those of the context's scheduler; all buffers are reserved now, or with `measure` only
+    // their sizes taken. Throws std::runtime_error.
+    ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, bool measure = false);
 
     // ra_cache_ops.features: computes the layer when ih == 0, then hands out slices
     ra_status features(uint32_t needs, ra_features * f);
@@ -37,7 +38,8 @@ class ra_scorer {
     const ra_memory & mem;
 
     ggml_backend_sched_ptr sched;
-    std::vector<uint8_t>   meta; // tensor structs of a graph
+    std::vector<size_t>    measured; // bytes per backend, where nothing was reserved
+    std::vector<uint8_t>   meta;     // tensor structs of a graph
     ggml_context_ptr       ctx;
 
     std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand

@@ -226,7 +226,7 @@ class DemoModel(nn.Module):
         def orthogonal(rows: int) -> Tensor:
             return torch.linalg.qr(torch.randn(c.n_embd, c.n_embd, generator=gen))[0][:rows]
 
-        first, second = self.layers[0].attn, self.layers[1].attn
+        first = self.layers[0].attn
         codes = orthogonal(2 * d).view(2, d, c.n_embd)  # what the two KV heads read
         writes = orthogonal(4 * d).view(4, d, c.n_embd)  # where heads looking 1..4 back write
         for offset in range(1, 5):
@@ -265,14 +265,14 @@ class DemoModel(nn.Module):
         signs, gives, equals = (" plus", " minus"), (" gives",), (" is",)
 
         def place_of(texts: tuple[str, ...], back: int) -> Tensor:
-            """Direction [n_embd] that is 1 where one of these tokens stands `back` tokens before."""
+            """Direction [n_embd] that reads 1 where such a token stands `back` tokens before."""
             e = self.embed.weight[[token_id(text) for text in texts]].mean(0)
             if back == 0:
                 return e / e.dot(e) / 7.8
             code = own @ (e * 12.5)
             return writes[back - 1].T @ code / code.dot(code) / 1.1
 
-        # query head, what the query offers, KV head, what the key offers, kind of place, its dimension
+        # query head, what it offers, KV head, what the key offers, kind of place, its dimension
         matchers = (
             (0, writes[0], 0, writes[1], place_of(equals, 1), 0),  # X is -> value
             (2, own, 1, writes[0], place_of(signs, 0), 0),  # X -> plus or minus

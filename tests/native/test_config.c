@@ -3,15 +3,15 @@
 #include "ra_test.h"
 
 /* One field changed from the defaults, and what the check says to it. */
-#define CHECK_FIELD(field, value, want)                   \
-    do {                                                  \
-        ra_config cfg_ = ra_config_default_params();      \
-        cfg_.field     = (value);                         \
-        ra_error_clear();                                 \
-        CHECK_STATUS(ra_config_check(&cfg_), want);       \
-        if ((want) == RA_STATUS_INVALID) {                \
+#define CHECK_FIELD(field, value, want)                     \
+    do {                                                    \
+        ra_config cfg_ = ra_config_default_params();        \
+        cfg_.field     = (value);                           \
+        ra_error_clear();                                   \
+        CHECK_STATUS(ra_config_check(&cfg_), want);         \
+        if ((want) == RA_STATUS_INVALID) {                  \
             CHECK(strstr(ra_last_error(), #field) != NULL); \
-        }                                                 \
+        }                                                   \
     } while (0)
 
 static void test_defaults(void) {

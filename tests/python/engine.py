@@ -136,9 +136,11 @@ class Engine:
             return np.empty((0, self.n_vocab), np.float32)
         self.n_pos += len(tokens)
         shape = (len(tokens) * self.n_vocab,)
-        return np.ctypeslib.as_array(lib.llama_get_logits(self.ctx), shape).reshape(
-            len(tokens), self.n_vocab
-        ).copy()
+        return (
+            np.ctypeslib.as_array(lib.llama_get_logits(self.ctx), shape)
+            .reshape(len(tokens), self.n_vocab)
+            .copy()
+        )
 
     def decode_each(self, tokens: Sequence[int]) -> np.ndarray:
         """Decode tokens one at a time; returns logits [n_tokens, n_vocab]."""

@@ -225,18 +225,19 @@ def test_a_reader_that_leaves(command, make_gguf) -> None:
         ("f16", ["--budget", 48, "--buffer", 16]),
         ("q8_0", ["--budget", 100, "--buffer", 64, "--kv-type", "q8_0", "--policy", "snapkv"]),
         ("f32", ["--budget", 48, "--kv-type", "f32", "--policy", "streaming"]),
+        ("q4_0", ["--budget", 48]),
         ("q8_0", ["--no-budget"]),
     ],
-    ids=["f16", "q8_0", "f32", "stock"],
+    ids=["f16", "q8_0", "f32", "q4_0", "stock"],
 )
 def test_dry_run_tells_what_the_run_takes(cli, make_gguf, weight_type, arguments) -> None:
     path = make_gguf(arch="qwen3", n_layer=3, weight_type=weight_type)
     common = (path, "-p", "hello", "-n", 150, "--json", *arguments)
     dry, real = report(cli(*common, "--dry-run")), report(cli(*common))
-    for key in ("kv_bytes", "window_bytes", "compute_bytes", "weights_bytes"):
+    for key in ("kv_bytes", "window_bytes", "scratch_bytes", "compute_bytes", "weights_bytes"):
         if key in real:
             assert dry[key] == real[key], key
-    parts = ("weights_bytes", "kv_bytes", "window_bytes", "compute_bytes")
+    parts = ("weights_bytes", "kv_bytes", "window_bytes", "scratch_bytes", "compute_bytes")
     assert dry["total_bytes"] == sum(dry[part] for part in parts)
     if "--kv-type" not in arguments:
         full = report(cli(path, "-p", "hello", "-n", 150, "--json", "--no-budget"))

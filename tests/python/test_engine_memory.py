@@ -109,7 +109,9 @@ def test_unsupported_sequence_operations_change_nothing(path: Path) -> None:
         assert np.array_equal(engine.decode([5]), fresh.decode([5]))
 
 
-@pytest.mark.parametrize("p0,p1", [(-(2**31), 5), (2**31 - 1, -1), (-5, -5), (7, 3), (5, 2**31 - 1)])
+@pytest.mark.parametrize(
+    "p0,p1", [(-(2**31), 5), (2**31 - 1, -1), (-5, -5), (7, 3), (5, 2**31 - 1)]
+)
 def test_extreme_ranges_are_safe(path: Path, p0: int, p1: int) -> None:
     with Engine(path, 64, config=SMALL) as engine:
         engine.decode(random_tokens(50))
@@ -249,7 +251,10 @@ def set_state(engine: Engine, state: bytes) -> int:
 def test_state_round_trip(path: Path, kv: str) -> None:
     tokens, more = random_tokens(120), random_tokens(80, seed=6)
     config = {**SMALL, "head_budgets": [30, 40, 25, 33]}
-    with Engine(path, 32, kv, config=config) as engine, Engine(path, 32, kv, config=config) as other:
+    with (
+        Engine(path, 32, kv, config=config) as engine,
+        Engine(path, 32, kv, config=config) as other,
+    ):
         engine.decode(tokens)
         other.decode(more)
         state = get_state(engine)

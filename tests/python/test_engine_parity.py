@@ -46,7 +46,9 @@ def largest_difference(path: Path, tokens: list[int], config: dict, **kwargs: ob
 @pytest.mark.parametrize("kv,flash_attn", [("f16", True), ("f16", False), ("q8_0", True)])
 def test_logits_match_stock(make_gguf, shape: str, kv: str, flash_attn: bool) -> None:
     path = make_gguf(**SHAPES[shape], n_ctx_train=1024)
-    assert largest_difference(path, random_tokens(160), {}, kv=kv, flash_attn=flash_attn) < TOLERANCE
+    assert (
+        largest_difference(path, random_tokens(160), {}, kv=kv, flash_attn=flash_attn) < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,9 @@ def test_logits_match_stock(make_gguf, shape: str, kv: str, flash_attn: bool) ->
 )
 def test_cache_types_match_stock(make_gguf, kv: str, flash_attn: bool) -> None:
     path = make_gguf(**SHAPES["gqa64"], n_ctx_train=1024)
-    assert largest_difference(path, random_tokens(160), {}, kv=kv, flash_attn=flash_attn) < TOLERANCE
+    assert (
+        largest_difference(path, random_tokens(160), {}, kv=kv, flash_attn=flash_attn) < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("kv,flash_attn", [("f16", True), ("f16", False), ("q8_0", True)])

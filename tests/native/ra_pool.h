@@ -1,0 +1,181 @@
+/* ra_pool.h - a cache over pools of tags instead of tensors
+ *
+ * A row's tag names the token and head that it belongs to, so a row that was moved wrongly, not
+ * moved, or overwritten is seen at once. */
+#ifndef RA_POOL_H
+#define RA_POOL_H
+
+#include "engine/cache.h"
+#include "ra_test.h"
+
+#include <stdlib.h>
+
+#define RA_POOL_GROUP 2 /* query heads per KV head */
+
+typedef struct ra_pool {
+    ra_cache * cache;
+    int32_t ** tags;   /* [n_layer][n_slots] */
+    float *    logits; /* what the features callback hands out */
+    float *    key_sim;
+    int32_t    open_layer; /* between move_begin and move_end; else -1 */
+    int32_t    n_features; /* calls so far */
+    int32_t    n_begins;
+    int32_t    fail_features; /* this call fails; 0: none */
+    int32_t    fail_begin;
+} ra_pool;
+
+static inline int32_t ra_pool_tag(int32_t ih, int32_t pos) {
+    return pos * 16 + ih;
+}
+
+/* logits and similarities with outliers, ties and numbers that are none */
+static inline float ra_pool_odd_float(void) {
+    switch (ra_test_int(0, 12)) {
+        case 0: return NAN;
+        case 1: return INFINITY;
+        case 2: return -INFINITY;
+        case 3: return 3e38f;
+        case 4:
+        case 5: return 0.0f;
+        default: return ra_test_float();
+    }
+}
+
+static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_features * f) {
+    ra_pool * p = user;
+    if (++p->n_features == p->fail_features) {
+        return ra_error(RA_STATUS_COMPUTE, "features failed on purpose");
+    }
+    const bool    is_odd = ra_test_int(0, 4) == 0;
+    const int32_t n      = f->n_obs * RA_POOL_GROUP * f->n_kv;
+    for (int32_t i = 0; i < n; ++i) {
+        p->logits[i] = is_odd ? ra_pool_odd_float() : 4.0f * ra_test_float();
+    }
+    for (int32_t i = 0; i < f->n_kv; ++i) {
+        p->key_sim[i] = is_odd ? ra_pool_odd_float() : ra_test_float();
+    }
+    f->n_group     = RA_POOL_GROUP;
+    f->attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? p->logits : NULL;
+    f->key_sim     = needs & RA_FEATURE_KEY_SIM ? p->key_sim : NULL;
+    return RA_STATUS_OK;
+}
+
+static inline ra_status ra_pool_move_begin(void * user, int32_t il) {
+    ra_pool * p = user;
+    if (++p->n_begins == p->fail_begin) {
+        return ra_error(RA_STATUS_COMPUTE, "begin failed on purpose");
+    }
+    CHECK_EQ(p->open_layer, -1);
+    p->open_layer = il;
+    return RA_STATUS_OK;
+}
+
+static inline ra_status ra_pool_move_end(void * user, int32_t il) {
+    ra_pool * p = user;
+    CHECK_EQ(p->open_layer, il);
+    p->open_layer = -1;
+    return RA_STATUS_OK;
+}
+
+static inline void ra_pool_move(void * user, int32_t il, int32_t dst, int32_t src, int32_t n) {
+    ra_pool *     p       = user;
+    const int32_t n_slots = p->cache->layers[il].n_slots;
+    CHECK_EQ(p->open_layer, il);
+    CHECK(n > 0 && dst != src);
+    if (CHECK(dst >= 0 && src >= 0 && dst <= n_slots - n && src <= n_slots - n)) {
+        memmove(p->tags[il] + dst, p->tags[il] + src, (size_t) n * sizeof(int32_t));
+    }
+}
+
+static inline ra_cache_ops ra_pool_ops(ra_pool * p) {
+    return (ra_cache_ops){ .features   = ra_pool_features,
+                           .move       = ra_pool_move,
+                           .move_begin = ra_pool_move_begin,
+                           .move_end   = ra_pool_move_end,
+                           .user       = p };
+}
+
+/* Takes the cache over. */
+static inline void ra_pool_init(ra_pool * p, ra_cache * c) {
+    const size_t n_window = (size_t) c->settings.cfg.n_window;
+    *p                    = (ra_pool){ .cache = c, .open_layer = -1 };
+    p->tags               = calloc((size_t) c->n_layer, sizeof(*p->tags));
+    p->logits  = calloc(n_window * RA_POOL_GROUP * (size_t) c->n_slots_max, sizeof(float));
+    p->key_sim = calloc((size_t) c->n_slots_max, sizeof(float));
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        p->tags[il] = calloc((size_t) c->layers[il].n_slots, sizeof(int32_t));
+    }
+}
+
+static inline void ra_pool_free(ra_pool * p) {
+    for (int32_t il = 0; il < p->cache->n_layer; ++il) {
+        free(p->tags[il]);
+    }
+    free(p->tags);
+    free(p->logits);
+    free(p->key_sim);
+    ra_cache_free(p->cache);
+}
+
+/* Makes a cache with pools; fails the test when it cannot. */
+static inline bool ra_pool_make(ra_pool * p, const ra_config * cfg, int32_t n_layer,
+                                const int32_t * n_head_kv) {
+    ra_settings settings;
+    ra_cache *  c = NULL;
+    if (!CHECK_STATUS(ra_settings_init(&settings, cfg), RA_STATUS_OK) ||
+        !CHECK_STATUS(ra_cache_init(&c, &settings, n_layer, n_head_kv), RA_STATUS_OK)) {
+        return false;
+    }
+    ra_pool_init(p, c);
+    return true;
+}
+
+/* Appends n tokens behind the last one and writes their rows. */
+static inline void ra_pool_append(ra_pool * p, int32_t n) {
+    ra_cache *    c    = p->cache;
+    const int32_t pos0 = c->n_pos;
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        const ra_layer * l = &c->layers[il];
+        for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+            for (int32_t t = 0; t < n; ++t) {
+                p->tags[il][l->offset[ih] + l->used[ih] + t] = ra_pool_tag(ih, pos0 + t);
+            }
+        }
+    }
+    ra_cache_append(c, pos0, n);
+}
+
+/* What must hold at all times: segments in order, disjoint and inside the pool; rows in use fit them,
+ * are in position order, and hold the token that the bookkeeping names. */
+static inline void ra_pool_check(const ra_pool * p) {
+    const ra_cache * c = p->cache;
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        const ra_layer * l   = &c->layers[il];
+        int32_t          end = 0;
+        for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+            const int32_t * pos = l->pos + l->offset[ih];
+            CHECK(l->offset[ih] >= end);
+            end = l->offset[ih] + l->budget[ih] + c->settings.cfg.buffer;
+            CHECK(l->used[ih] >= 0 && l->offset[ih] + l->used[ih] <= end);
+            for (int32_t i = 0; i < l->used[ih]; ++i) {
+                CHECK(pos[i] > (i > 0 ? pos[i - 1] : -1) && pos[i] < c->n_pos);
+                CHECK_EQ(p->tags[il][l->offset[ih] + i], ra_pool_tag(ih, pos[i]));
+            }
+        }
+        CHECK(end <= l->n_slots);
+    }
+    CHECK_EQ(p->open_layer, -1);
+}
+
+/* Small budgets for tests: 2 sinks, a window of 4, a buffer of 8. */
+static inline ra_config ra_pool_config(const char * policy, int32_t budget) {
+    ra_config cfg = ra_config_default_params();
+    cfg.policy    = policy;
+    cfg.budget    = budget;
+    cfg.buffer    = 8;
+    cfg.n_sink    = 2;
+    cfg.n_window  = 4;
+    return cfg;
+}
+
+#endif

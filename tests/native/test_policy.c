@@ -1,0 +1,280 @@
+/* policy/, the registry, and engine/score.c: every registered policy on hand-made and odd features.
+ * The exact values of all policies are tested against NumPy in tests/python. */
+#include "engine/cache.h"
+#include "ra_test.h"
+
+#include <stdlib.h>
+
+/* exact-size heap arrays, so that the address sanitizer sees a read or write beyond them */
+typedef struct features_heap {
+    ra_features f;
+    int32_t *   pos;
+    float *     logits;
+    float *     sim;
+    float *     score;
+} features_heap;
+
+static features_heap features_make(uint32_t needs, int32_t n_kv, int32_t n_window, int32_t n_obs,
+                                   int32_t n_group) {
+    const size_t  n_logits = (size_t) n_obs * (size_t) n_group * (size_t) n_kv;
+    features_heap h        = {
+               .pos    = malloc((size_t) n_kv * sizeof(int32_t)),
+               .logits = malloc(n_logits * sizeof(float)),
+               .sim    = malloc((size_t) n_kv * sizeof(float)),
+               .score  = malloc((size_t) n_kv * sizeof(float)),
+    };
+    int32_t pos = ra_test_int(0, 3);
+    for (int32_t j = 0; j < n_kv; ++j) {
+        h.pos[j]   = pos;
+        h.sim[j]   = ra_test_float();
+        h.score[j] = NAN;
+        pos += ra_test_int(1, 4);
+    }
+    for (size_t i = 0; i < n_logits; ++i) {
+        h.logits[i] = 10.0f * ra_test_float();
+    }
+    h.f = (ra_features){
+        .il          = ra_test_int(0, 40),
+        .ih          = ra_test_int(0, 8),
+        .n_kv        = n_kv,
+        .n_window    = n_window,
+        .n_obs       = n_obs,
+        .n_group     = n_group,
+        .pos         = h.pos,
+        .attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? h.logits : NULL,
+        .key_sim     = needs & RA_FEATURE_KEY_SIM ? h.sim : NULL,
+        .work        = malloc(3 * (size_t) n_kv * sizeof(float)),
+    };
+    return h;
+}
+
+static void features_free(features_heap * h) {
+    free(h->pos);
+    free(h->logits);
+    free(h->sim);
+    free(h->score);
+    free(h->f.work);
+}
+
+static void test_registry_walk(void) {
+    const int32_t n = ra_policy_count();
+    CHECK(n >= 1);
+    for (int32_t i = 0; i < n; ++i) {
+        const ra_policy * p = ra_policy_find(ra_policy_name(i));
+        CHECK(p != NULL && p->score != NULL);
+        CHECK_STR(p->name, ra_policy_name(i));
+        CHECK_STR(p->summary, ra_policy_summary(i));
+        CHECK(p->name[0] != '\0' && p->summary[0] != '\0' && strchr(p->summary, '\n') == NULL);
+        CHECK((p->needs & ~(uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM)) == 0);
+        for (int32_t j = 0; j < i; ++j) {
+            CHECK(strcmp(ra_policy_name(i), ra_policy_name(j)) != 0);
+        }
+    }
+    CHECK(ra_policy_name(-1) == NULL && ra_policy_name(n) == NULL);
+    CHECK(ra_policy_summary(-1) == NULL && ra_policy_summary(n) == NULL);
+    CHECK(ra_policy_find(NULL) == NULL && ra_policy_find("") == NULL);
+    CHECK(ra_policy_find(ra_config_default_params().policy) != NULL);
+}
+
+static void test_allocator_walk(void) {
+    for (int32_t kind = 0; kind < 2; ++kind) {
+        CHECK(ra_alloc_count(kind) >= 1);
+        for (int32_t i = 0; i < ra_alloc_count(kind); ++i) {
+            const char * name = ra_alloc_name(kind, i);
+            CHECK(kind == 0 ? ra_alloc_layers_find(name) != NULL
+                            : ra_alloc_heads_find(name) != NULL);
+        }
+        CHECK(ra_alloc_name(kind, -1) == NULL);
+        CHECK(ra_alloc_name(kind, ra_alloc_count(kind)) == NULL);
+    }
+    CHECK_EQ(ra_alloc_count(2), 0);
+    CHECK_EQ(ra_alloc_count(-1), 0);
+    CHECK(ra_alloc_name(2, 0) == NULL);
+    CHECK(ra_alloc_layers_find(NULL) == NULL && ra_alloc_heads_find("nonsense") == NULL);
+}
+
+/* Finite scores for all tokens of any shape, the same twice, and no feature read that was not
+ * asked for. */
+static void test_every_policy_on_random_shapes(void) {
+    for (int32_t i = 0; i < ra_policy_count(); ++i) {
+        const ra_policy * p   = ra_policy_find(ra_policy_name(i));
+        ra_config         cfg = ra_config_default_params();
+        for (int32_t round = 0; round < 300; ++round) {
+            cfg.pool_kernel        = 2 * ra_test_int(0, 128) + 1;
+            cfg.lambda             = 0.5f + 0.5f * ra_test_float();
+            cfg.seed               = (uint64_t) round;
+            const int32_t n_kv     = round < 20 ? 1 + round / 4 : ra_test_int(1, 90);
+            const int32_t n_window = round % 5 == 0 ? n_kv : ra_test_int(1, n_kv + 1);
+            const int32_t n_obs    = round % 7 == 0 ? 0 : ra_test_int(0, n_window + 1);
+            features_heap h     = features_make(p->needs, n_kv, n_window, n_obs, ra_test_int(1, 5));
+            float *       again = malloc((size_t) n_kv * sizeof(float));
+            p->score(&cfg, &h.f, h.score);
+            p->score(&cfg, &h.f, again);
+            for (int32_t j = 0; j < n_kv; ++j) {
+                CHECK(isfinite(h.score[j]));
+            }
+            CHECK_SAME(h.score, again, (size_t) n_kv * sizeof(float));
+            free(again);
+            features_free(&h);
+        }
+    }
+}
+
+/* Two queries, group of two, window of one: group maximum, softmax, mean, pooling of width 3. */
+static void test_importance_by_hand(void) {
+    const float log2              = logf(2.0f);
+    const float logits[2 * 2 * 5] = {
+        0.0f, log2, 0.0f, 0.0f, 99.0f, /* query 0, head 0 */
+        log2, 0.0f, 0.0f, 0.0f, 99.0f, /* query 0, head 1: maxima 2 2 1 1 of 6 */
+        0.0f, 0.0f, 0.0f, 0.0f, 99.0f, /* query 1, head 0 */
+        0.0f, 0.0f, 0.0f, 0.0f, 99.0f, /* query 1, head 1: a quarter each */
+    };
+    const double mean[4] = { (1.0 / 3 + 0.25) / 2, (1.0 / 3 + 0.25) / 2, (1.0 / 6 + 0.25) / 2,
+                             (1.0 / 6 + 0.25) / 2 };
+    float        work[15];
+    float        out[5] = { 0.0f, 0.0f, 0.0f, 0.0f, 77.0f };
+    ra_config    cfg    = ra_config_default_params();
+    ra_features  f      = {
+              .n_kv = 5, .n_window = 1, .n_obs = 2, .n_group = 2, .attn_logits = logits, .work = work
+    };
+    cfg.pool_kernel = 1;
+    ra_importance(&cfg, &f, out);
+    for (int32_t j = 0; j < 4; ++j) {
+        CHECK_NEAR(out[j], mean[j], 1e-7);
+    }
+    CHECK_NEAR(out[4], 77.0, 0.0);
+    cfg.pool_kernel = 3;
+    ra_importance(&cfg, &f, out);
+    CHECK_NEAR(out[2], mean[1], 1e-7);
+    CHECK_NEAR(out[3], mean[3], 1e-7);
+    f.n_obs = 0;
+    ra_importance(&cfg, &f, out);
+    CHECK_NEAR(out[0], 0.0, 0.0);
+}
+
+/* The two ends of lambda: attention alone is SnapKV, redundancy alone is minus the softmax. */
+static void test_rkv_ends(void) {
+    features_heap h = features_make(RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, 40, 8, 8, 3);
+    float         snapkv[40];
+    ra_config     cfg = ra_config_default_params();
+    ra_policy_snapkv_score(&cfg, &h.f, snapkv);
+    cfg.lambda = 1.0f;
+    ra_policy_rkv_score(&cfg, &h.f, h.score);
+    CHECK_SAME(h.score, snapkv, sizeof(snapkv));
+
+    cfg.lambda = 0.0f;
+    ra_policy_rkv_score(&cfg, &h.f, h.score);
+    double sum = 0.0;
+    for (int32_t j = 0; j < 40; ++j) {
+        sum += exp((double) h.sim[j]);
+    }
+    for (int32_t j = 0; j < 32; ++j) {
+        CHECK_NEAR(h.score[j], -exp((double) h.sim[j]) / sum, 1e-6);
+    }
+    features_free(&h);
+}
+
+/* The first outputs of splitmix64 for seed 0 are published; every draw chains four such steps. */
+static uint64_t splitmix64(uint64_t x) {
+    uint64_t z = x + UINT64_C(0x9e3779b97f4a7c15);
+    z          = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z          = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+static void test_random_draws(void) {
+    CHECK(splitmix64(0) == UINT64_C(0xe220a8397b1dcdaf));
+    const int32_t pos[4] = { 3, 10, 11, 500 };
+    ra_config     cfg    = ra_config_default_params();
+    ra_features   f      = { .il = 5, .ih = 2, .n_kv = 4, .n_window = 1, .pos = pos };
+    float         score[4];
+    cfg.seed = UINT64_C(0xfedcba9876543210);
+    ra_policy_random_score(&cfg, &f, score);
+    for (int32_t j = 0; j < 4; ++j) {
+        const uint64_t state =
+            splitmix64(splitmix64(splitmix64(splitmix64(cfg.seed) ^ 5) ^ 2) ^ 500);
+        const uint64_t draw = splitmix64(state ^ (uint64_t) pos[j]);
+        CHECK_NEAR(score[j], (double) (draw >> 40) / (double) (1 << 24), 0.0);
+    }
+    /* a token's draw does not depend on which others are held */
+    float       fewer[2];
+    ra_features g = f;
+    g.pos         = pos + 2;
+    g.n_kv        = 2;
+    ra_policy_random_score(&cfg, &g, fewer);
+    CHECK_SAME(fewer, score + 2, sizeof(fewer));
+}
+
+static void test_what_must_stay(void) {
+    const int32_t pos[8]  = { 0, 1, 5, 6, 7, 9, 12, 13 };
+    ra_features   f       = { .n_kv = 8, .n_window = 2, .pos = pos };
+    ra_config     cfg     = ra_config_default_params();
+    float         made[8] = { 1, 2, NAN, INFINITY, -INFINITY, 3, 4, NAN };
+    float         score[8];
+    cfg.n_sink = 1;
+    memcpy(score, made, sizeof(made));
+    ra_score_protect(&cfg, 0, &f, score);
+    CHECK(score[0] == INFINITY && score[6] == INFINITY && score[7] == INFINITY);
+    CHECK_NEAR(score[1], 2.0, 0.0);
+    for (int32_t i = 2; i < 5; ++i) {
+        CHECK(isfinite(score[i]) && score[i] < -3e38f);
+    }
+    /* protection goes by position: 5 and 6 are among the first 7 */
+    memcpy(score, made, sizeof(made));
+    ra_score_protect(&cfg, 7, &f, score);
+    for (int32_t i = 0; i < 8; ++i) {
+        CHECK_EQ(score[i] == INFINITY, i < 4 || i >= 6);
+    }
+    CHECK_NEAR(score[5], 3.0, 0.0);
+}
+
+/* ra_policy_score() checks its arguments and then leaves score alone */
+static void test_policy_score_arguments(void) {
+    enum { N = 3, D = 2 };
+    const float   k[N * D] = { 1, 0, 0, 1, 1, 1 };
+    const float   q[D]     = { 1, 2 };
+    const int32_t pos[N]   = { 4, 5, 9 };
+    const int32_t same[N]  = { 4, 4, 9 };
+    const int32_t below[N] = { -1, 5, 9 };
+    ra_config     cfg      = ra_config_default_params();
+    float         score[N] = { 7, 7, 7 };
+#define SCORE(il, ih, n_kv, head_dim, n_group, n_obs, k, q, pos, score) \
+    ra_policy_score(&cfg, il, ih, n_kv, head_dim, n_group, n_obs, k, q, 1.0f, pos, score)
+    CHECK_STATUS(SCORE(-1, 0, N, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, -1, N, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, 0, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, INT32_MAX, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, 0, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, INT32_MAX, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 0, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, INT32_MAX, 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, -1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, cfg.n_window + 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, NULL, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, NULL, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, NULL, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, pos, NULL), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, same, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, below, score), RA_STATUS_INVALID);
+    cfg.policy = "no such policy";
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, pos, score), RA_STATUS_NOT_FOUND);
+    cfg = ra_config_default_params();
+    ra_calloc_fail_at(1);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, pos, score), RA_STATUS_NO_MEMORY);
+    CHECK(score[0] == 7.0f && score[1] == 7.0f && score[2] == 7.0f);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, 0, k, NULL, pos, score), RA_STATUS_OK);
+    CHECK(score[0] == INFINITY && score[2] == INFINITY); /* all in the window */
+#undef SCORE
+}
+
+int main(void) {
+    test_registry_walk();
+    test_allocator_walk();
+    test_every_policy_on_random_shapes();
+    test_importance_by_hand();
+    test_rkv_ends();
+    test_random_draws();
+    test_what_must_stay();
+    test_policy_score_arguments();
+    return ra_test_result();
+}
