@@ -9,6 +9,7 @@ import ctypes
 from ctypes import (
     POINTER,
     c_char_p,
+    c_double,
     c_float,
     c_int32,
     c_int64,
@@ -50,6 +51,13 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("n_head_budgets", c_size_t),
         ("layer_alloc", c_char_p),
         ("head_alloc", c_char_p),
+        ("gamma", c_double),
+        ("clip_lo", c_double),
+        ("clip_hi", c_double),
+        ("mu", c_double),
+        ("pyramid_beta", c_double),
+        ("layer_demand", POINTER(c_double)),
+        ("n_layer_demand", c_size_t),
     )
 
 

@@ -13,7 +13,12 @@
 extern "C" {
 #endif
 
-/* budgets [n_layer] out: B(l), tokens per KV head; sum == n_layer * cfg->budget. */
+/* Least budget of a head: what must stay (sinks or protected tokens, and the window), and one token
+ * to choose. */
+int32_t ra_config_floor(const ra_config * cfg, int32_t n_protect);
+
+/* budgets [n_layer] out: B(l), tokens per KV head; sum == n_layer * cfg->budget, each at least
+ * ra_config_floor(). */
 typedef ra_status (*ra_alloc_layers_fn)(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
 
 /* What a head allocator sees of one layer at a compression. */
@@ -36,7 +41,6 @@ typedef struct ra_alloc_layers {
 
 typedef struct ra_alloc_heads {
     const char *      name;
-    bool              needs_scores; /* called with in->score of this compression */
     ra_alloc_heads_fn run;
 } ra_alloc_heads;
 
@@ -55,8 +59,13 @@ ra_status ra_robustify(const ra_robustify_params * p, int32_t n, const double * 
                        int64_t total, int32_t floor_tokens, int32_t * budgets);
 
 ra_status ra_alloc_layers_uniform(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
+ra_status ra_alloc_layers_pyramid(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
+ra_status ra_alloc_layers_wave(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
+
 ra_status ra_alloc_heads_uniform(const ra_config * cfg, const ra_alloc_heads_in * in,
                                  int32_t * budgets);
+ra_status ra_alloc_heads_adaptive(const ra_config * cfg, const ra_alloc_heads_in * in,
+                                  int32_t * budgets);
 
 #ifdef __cplusplus
 }

@@ -18,19 +18,27 @@ ra_config ra_config_default_params(void) {
         .pool_kernel   = 7,
         .layer_alloc   = "uniform",
         .head_alloc    = "uniform",
+        .gamma         = 0.5,
+        .clip_lo       = 0.25,
+        .clip_hi       = 2.0,
+        .mu            = 0.25,
+        .pyramid_beta  = 20.0,
     };
     return cfg;
-}
-
-int32_t ra_config_floor(const ra_config * cfg, int32_t n_protect) {
-    const int32_t n_first = n_protect > cfg->n_sink ? n_protect : cfg->n_sink;
-    return n_first + cfg->n_window + 1;
 }
 
 static ra_status ra_check_range(const char * name, int64_t value, int64_t lo, int64_t hi) {
     if (value < lo || value > hi) {
         return ra_error(RA_STATUS_INVALID, "%s = %lld is out of range: must be %lld to %lld", name,
                         (long long) value, (long long) lo, (long long) hi);
+    }
+    return RA_STATUS_OK;
+}
+
+static ra_status ra_check_real(const char * name, double value, double lo, double hi) {
+    if (!(value >= lo && value <= hi)) {
+        return ra_error(RA_STATUS_INVALID, "%s = %g is out of range: must be %g to %g", name, value,
+                        lo, hi);
     }
     return RA_STATUS_OK;
 }
@@ -87,14 +95,13 @@ ra_status ra_config_check(const ra_config * cfg) {
     if (cfg->pool_kernel % 2 == 0) {
         return ra_error(RA_STATUS_INVALID, "pool_kernel = %d must be odd", cfg->pool_kernel);
     }
-    if (!(cfg->lambda >= 0.0f && cfg->lambda <= 1.0f)) {
-        return ra_error(RA_STATUS_INVALID, "lambda = %g is out of range: must be 0 to 1",
-                        (double) cfg->lambda);
-    }
-    if (!(cfg->sim_threshold >= -1.0f && cfg->sim_threshold <= 1.0f)) {
-        return ra_error(RA_STATUS_INVALID, "sim_threshold = %g is out of range: must be -1 to 1",
-                        (double) cfg->sim_threshold);
-    }
+    RA_TRY(ra_check_real("lambda", (double) cfg->lambda, 0.0, 1.0));
+    RA_TRY(ra_check_real("sim_threshold", (double) cfg->sim_threshold, -1.0, 1.0));
+    RA_TRY(ra_check_real("gamma", cfg->gamma, 0.0, 16.0));
+    RA_TRY(ra_check_real("clip_lo", cfg->clip_lo, 0.0, 1.0));
+    RA_TRY(ra_check_real("clip_hi", cfg->clip_hi, 1.0, 1e6));
+    RA_TRY(ra_check_real("mu", cfg->mu, 0.0, 1.0));
+    RA_TRY(ra_check_real("pyramid_beta", cfg->pyramid_beta, 1.0, 1e6));
     RA_TRY(ra_check_name("policy", cfg->policy, ra_policy_find(cfg->policy) != NULL));
     const char * layers = ra_name_or_uniform(cfg->layer_alloc);
     const char * heads  = ra_name_or_uniform(cfg->head_alloc);
@@ -110,15 +117,30 @@ ra_status ra_config_check(const ra_config * cfg) {
                         floor - cfg->n_window - 1, cfg->n_window, floor);
     }
     RA_TRY(ra_check_table("layer_budgets", cfg->layer_budgets, cfg->n_layer_budgets, floor));
-    return ra_check_table("head_budgets", cfg->head_budgets, cfg->n_head_budgets, floor);
+    RA_TRY(ra_check_table("head_budgets", cfg->head_budgets, cfg->n_head_budgets, floor));
+    if ((cfg->layer_demand == NULL) != (cfg->n_layer_demand == 0) ||
+        cfg->n_layer_demand > RA_MAX_TOKENS) {
+        return ra_error(RA_STATUS_INVALID,
+                        "layer_demand: pointer and length %zu do not go together",
+                        cfg->n_layer_demand);
+    }
+    for (size_t i = 0; i < cfg->n_layer_demand; ++i) {
+        if (!isfinite(cfg->layer_demand[i]) || cfg->layer_demand[i] < 0.0) {
+            return ra_error(RA_STATUS_INVALID,
+                            "layer_demand[%zu] = %g must be finite and not negative", i,
+                            cfg->layer_demand[i]);
+        }
+    }
+    return RA_STATUS_OK;
 }
 
-static int32_t * ra_copy_table(const int32_t * table, size_t n) {
-    int32_t * copy = ra_calloc(n, sizeof(*copy));
-    if (copy != NULL) {
-        memcpy(copy, table, n * sizeof(*copy));
+/* *copy <- the n entries of `table`, or NULL when n == 0 */
+static bool ra_copy_table(void ** copy, const void * table, size_t n, size_t size) {
+    *copy = n > 0 ? ra_calloc(n, size) : NULL;
+    if (*copy != NULL) {
+        memcpy(*copy, table, n * size);
     }
-    return copy;
+    return n == 0 || *copy != NULL;
 }
 
 ra_status ra_settings_init(ra_settings * out, const ra_config * cfg) {
@@ -130,19 +152,18 @@ ra_status ra_settings_init(ra_settings * out, const ra_config * cfg) {
         .layer_alloc = ra_alloc_layers_find(ra_name_or_uniform(cfg->layer_alloc)),
         .head_alloc  = ra_alloc_heads_find(ra_name_or_uniform(cfg->head_alloc)),
     };
-    if (cfg->n_layer_budgets > 0) {
-        s.layer_budgets = ra_copy_table(cfg->layer_budgets, cfg->n_layer_budgets);
-    }
-    if (cfg->n_head_budgets > 0) {
-        s.head_budgets = ra_copy_table(cfg->head_budgets, cfg->n_head_budgets);
-    }
-    if ((cfg->n_layer_budgets > 0 && s.layer_budgets == NULL) ||
-        (cfg->n_head_budgets > 0 && s.head_budgets == NULL)) {
+    if (!ra_copy_table((void **) &s.layer_budgets, cfg->layer_budgets, cfg->n_layer_budgets,
+                       sizeof(int32_t)) ||
+        !ra_copy_table((void **) &s.head_budgets, cfg->head_budgets, cfg->n_head_budgets,
+                       sizeof(int32_t)) ||
+        !ra_copy_table((void **) &s.layer_demand, cfg->layer_demand, cfg->n_layer_demand,
+                       sizeof(double))) {
         ra_settings_free(&s);
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory copying the budget tables");
     }
     s.cfg.layer_budgets = s.layer_budgets;
     s.cfg.head_budgets  = s.head_budgets;
+    s.cfg.layer_demand  = s.layer_demand;
     s.cfg.policy        = s.policy->name;
     s.cfg.layer_alloc   = s.layer_alloc->name;
     s.cfg.head_alloc    = s.head_alloc->name;
@@ -154,6 +175,7 @@ void ra_settings_free(ra_settings * s) {
     if (s != NULL) {
         ra_free(s->layer_budgets);
         ra_free(s->head_budgets);
+        ra_free(s->layer_demand);
         memset(s, 0, sizeof(*s));
     }
 }

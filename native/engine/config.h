@@ -16,14 +16,12 @@ typedef struct ra_settings {
     const ra_alloc_heads *  head_alloc;
     int32_t *               layer_budgets; /* [cfg.n_layer_budgets] or NULL */
     int32_t *               head_budgets;  /* [cfg.n_head_budgets] or NULL */
+    double *                layer_demand;  /* [cfg.n_layer_demand] or NULL */
 } ra_settings;
 
 /* Checks cfg and copies it. On failure *out is empty and needs no free. */
 ra_status ra_settings_init(ra_settings * out, const ra_config * cfg);
 void      ra_settings_free(ra_settings * s);
-
-/* Least budget of a head: what must stay, and one token to choose. */
-int32_t ra_config_floor(const ra_config * cfg, int32_t n_protect);
 
 /* Resolves the tables for a model: budgets [sum of n_head_kv] out, packed layer after layer.
  *   n_head_kv [n_layer]; a layer may have 0.

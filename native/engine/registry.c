@@ -15,10 +15,13 @@ static const ra_policy ra_policies[] = {
 
 static const ra_alloc_layers ra_layer_allocs[] = {
     { "uniform", ra_alloc_layers_uniform },
+    { "pyramid", ra_alloc_layers_pyramid },
+    { "wave", ra_alloc_layers_wave },
 };
 
 static const ra_alloc_heads ra_head_allocs[] = {
-    { "uniform", false, ra_alloc_heads_uniform },
+    { "uniform", ra_alloc_heads_uniform },
+    { "adaptive", ra_alloc_heads_adaptive },
 };
 
 #define RA_COUNT(table) ((int32_t) (sizeof(table) / sizeof((table)[0])))

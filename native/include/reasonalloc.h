@@ -130,8 +130,20 @@ typedef struct ra_config {
     size_t          n_head_budgets;  /* 0 or the sum of n_head_kv over the layers */
 
     /* Names of registered allocators (native/engine/registry.c). NULL: "uniform". */
-    const char * layer_alloc; /* splits n_layer * budget over the layers, once */
-    const char * head_alloc;  /* splits a layer's budget over its heads, at every compression */
+    const char *
+        layer_alloc;         /* splits n_layer * budget over the layers, once: "uniform", "pyramid",
+                               * "wave" */
+    const char * head_alloc; /* splits a layer's budget over its heads, at every compression:
+                               * "uniform", "adaptive" */
+
+    /* parameters of the allocators (ReasonAlloc, arXiv:2606.11164; its values are the defaults) */
+    double         gamma;   /* exponent that flattens a demand, >= 0. Default 0.5. */
+    double         clip_lo; /* least share, times the mean, 0..1. Default 0.25. */
+    double         clip_hi; /* largest share, times the mean, >= 1. Default 2. */
+    double         mu;      /* "adaptive": least share of a head, times B(l), 0..1. Default 0.25. */
+    double         pyramid_beta; /* "pyramid": B over the last layer's budget, >= 1. Default 20. */
+    const double * layer_demand; /* [n_layer_demand] "wave": demand of each layer, >= 0 */
+    size_t         n_layer_demand; /* n_layer of the model for "wave", else 0 */
 } ra_config;
 
 /* The defaults named above. */

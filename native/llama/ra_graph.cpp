@@ -242,8 +242,12 @@ static void ra_store_window(const llm_graph_context & graph, const ra_graph_inpu
     ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, pool, cur, inp->window));
 }
 
-// whether one strided view can stand for all heads of the layer
+// whether one strided view can stand for all heads of the layer; in the worst case only if it always can
 static bool ra_layer_is_even(const ra_graph_input * inp, const ra_layer & l, int32_t il) {
+    if (inp->ra_mctx->worst_case() &&
+        strcmp(inp->ra_mctx->memory()->state()->settings.head_alloc->name, "uniform") != 0) {
+        return false;
+    }
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
         if (l.budget[ih] != l.budget[0] || inp->n_span(il, ih) != inp->n_span(il, 0) ||
             inp->ra_mctx->n_used(il, ih, inp->n_tokens) !=

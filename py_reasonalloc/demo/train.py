@@ -41,7 +41,7 @@ _WEIGHT_AFTER = (
     *((" " + name, 2.0) for name in NAMES),
 )
 #: Share of the batches that get a row of drill.
-_DRILL_SHARE = 0.3
+_DRILL_SHARE = 0.5
 _MAKES = token_id(" makes")
 _POOL_ROWS = 384
 _N_PROBES = 24

@@ -1,7 +1,7 @@
 """A decoder in NumPy, read from a GGUF: the independent oracle for what the engine computes.
 
-Float64 throughout, whole sequence at once. Architectures: llama, qwen2, qwen3. Which cached tokens a
-query may see is an argument, per layer and KV head, so any sequence of evictions can be replayed.
+Float64 throughout, whole sequence at once. Architectures: llama, qwen2, qwen3. Which cached tokens
+a query may see is an argument, per layer and KV head: any sequence of evictions can be replayed.
 """
 
 from __future__ import annotations

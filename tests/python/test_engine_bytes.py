@@ -1,4 +1,4 @@
-"""Bytes: what the engine reports, what is allocated, and the formula are one number; memory is flat."""
+"""Bytes: reported, allocated and by the formula they are one number; memory is flat."""
 
 from __future__ import annotations
 

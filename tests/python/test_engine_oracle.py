@@ -1,8 +1,8 @@
 """An independent oracle: NumPy computes what the engine should, with the engine's own kept sets.
 
-The engine decodes with budgets that differ between layers and heads; a trace records which positions
-every head kept at every compression. `NumpyModel` then runs the whole sequence with masks made from
-these sets, and from its own queries and keys judges the policy's scores and choices.
+The engine decodes with budgets that differ between layers and heads; a trace records which
+positions every head kept at every compression. `NumpyModel` then runs the whole sequence with masks
+made from these sets, and from its own queries and keys judges the policy's scores and choices.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from engine import Engine
 from numpy_model import NumpyModel, write_f32_copy
 from test_engine_parity import demo_prompt, random_tokens
 
-# f32 weights and cache: what remains is the order of float32 sums. With float16 rows (flash attention
-# casts f32 rows to it as well) llama.cpp rounds queries and accumulators too. For logits of size 10.
+# f32 weights and cache: what remains is the order of float32 sums. With float16 rows (flash
+# attention casts f32 rows to it as well) llama.cpp rounds queries and accumulators too. For logits
+# of size 10.
 LOGIT_TOLERANCE = {"f32": 2e-3, "f16": 0.1}
 SCORE_TOLERANCE = 2e-3
 

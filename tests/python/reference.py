@@ -1,0 +1,193 @@
+"""The policies as formulas: an independent NumPy definition of what native/policy computes.
+
+Matrices over whole heads, float64, no loops over tokens. Symbols as in the papers:
+
+====== ==================== ==================================================
+k      [n_kv, head_dim]     keys of one KV head, in position order
+q      [n_obs, n_group, d]  queries of the observation window, oldest first
+pos    [n_kv]               positions, strictly ascending
+A      [n_obs, n_cand]      attention logits, n_cand = n_kv - n_window
+I      [n_cand]             importance
+R      [n_kv]               redundancy
+====== ==================== ==================================================
+
+A new policy needs an entry in `POLICIES`; test_policy_reference.py walks the registry of the
+library and fails without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+
+#: Lower bound of a key's norm, so that a key of zeros has cosine 0 with every other.
+MIN_NORM = 1e-8
+
+
+@dataclass
+class Head:
+    """What a policy may read about one head, and its parameters."""
+
+    k: Array
+    q: Array
+    kq_scale: float
+    pos: Array
+    n_window: int
+    il: int = 0
+    ih: int = 0
+    lambda_: float = 0.1
+    sim_threshold: float = 0.5
+    pool_kernel: int = 7
+    seed: int = 0
+
+    @property
+    def n_kv(self) -> int:
+        return len(self.pos)
+
+    @property
+    def n_cand(self) -> int:
+        """Tokens outside the observation window."""
+        return max(self.n_kv - self.n_window, 0)
+
+
+def softmax(x: Array) -> Array:
+    """Softmax along the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def max_pool(x: Array, kernel: int) -> Array:
+    """Maximum over `kernel` neighbours, stride 1, same length; beyond the ends there is nothing."""
+    if x.size == 0:
+        return x
+    padded = np.pad(x, kernel // 2, constant_values=-np.inf)
+    return np.lib.stride_tricks.sliding_window_view(padded, kernel).max(axis=-1)
+
+
+def importance(head: Head) -> Array:
+    """Attention of the observation window to the tokens before it: [n_cand].
+
+    R-KV (arXiv:2505.24133), section 3, importance scoring, after SnapKV (arXiv:2404.14469),
+    section 4::
+
+        A_oj = max_g  q_og . k_j * kq_scale          the maximum over the group comes first
+        I    = maxpool( mean_o softmax_j(A_oj) )     over j outside the window
+    """
+    if len(head.q) == 0:
+        return np.zeros(head.n_cand)
+    logits = np.einsum("ogd,jd->ogj", head.q, head.k[: head.n_cand]) * head.kq_scale
+    return max_pool(softmax(logits.max(axis=1)).mean(axis=0), head.pool_kernel)
+
+
+def thinned_cosines(k: Array, threshold: float) -> Array:
+    """Cosines of all pairs of keys: [n_kv, n_kv], without the diagonal and the newest look-alike.
+
+    R-KV (arXiv:2505.24133), section 3, redundancy estimation: in every row the most recent other
+    token above the threshold is set to 0, so that the newest of a group of look-alikes is not
+    charged by the rest. Where no token is above it, nothing is (the authors' code takes column 0).
+    """
+    unit = k / np.maximum(np.linalg.norm(k, axis=-1, keepdims=True), MIN_NORM)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, 0.0)
+    alike = cosines > threshold
+    np.fill_diagonal(alike, False)
+    newest = alike & (np.cumsum(alike[:, ::-1], axis=1)[:, ::-1] == 1)
+    return np.where(newest, 0.0, cosines)
+
+
+def redundancy(head: Head) -> Array:
+    """How much every token repeats others: [n_kv], sums to 1.
+
+    R-KV (arXiv:2505.24133), section 3: ``R = softmax_j( mean_i S_ij )`` with the thinned cosines S.
+    """
+    return softmax(thinned_cosines(head.k, head.sim_threshold).mean(axis=0))
+
+
+def _with_window(candidates: Array, head: Head) -> Array:
+    """Append zeros for the window, whose scores are never looked at."""
+    return np.concatenate([candidates, np.zeros(head.n_kv - head.n_cand)])
+
+
+def rkv(head: Head) -> Array:
+    """R-KV (arXiv:2505.24133), section 3, joint score: ``Z = lambda I - (1 - lambda) R``."""
+    repeated = redundancy(head)[: head.n_cand]
+    return _with_window(head.lambda_ * importance(head) - (1 - head.lambda_) * repeated, head)
+
+
+def snapkv(head: Head) -> Array:
+    """SnapKV (arXiv:2404.14469) at decode time, as R-KV's authors run it: ``Z = I``."""
+    return _with_window(importance(head), head)
+
+
+def streaming(head: Head) -> Array:
+    """StreamingLLM (arXiv:2309.17453): the most recent tokens, ``Z_j = j``; sinks are forced."""
+    return np.arange(head.n_kv, dtype=np.float64)
+
+
+def splitmix64(x: Array) -> Array:
+    """Return the output of splitmix64 (Vigna, 2015) whose state was `x`; uint64, modulo 2**64."""
+    x = np.atleast_1d(x).astype(np.uint64)  # arrays wrap around in silence, scalars warn
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def random(head: Head) -> Array:
+    """Uniform in [0, 1): the top 24 bits of a draw by seed, layer, head, newest position, position.
+
+    The baseline of every table; no paper. The newest position makes every compression draw afresh.
+    """
+    state = splitmix64(np.array([head.seed], dtype=np.uint64))
+    for part in (head.il, head.ih, int(head.pos[-1])):
+        state = splitmix64(state ^ np.uint64(part))
+    draws = splitmix64(state ^ np.asarray(head.pos).astype(np.uint64))
+    return (draws >> np.uint64(40)).astype(np.float64) / 2.0**24
+
+
+#: Every policy of the library's registry, by its name there.
+POLICIES = {"rkv": rkv, "snapkv": snapkv, "streaming": streaming, "random": random}
+
+
+def policy_score(policy: str, **head: object) -> Array:
+    """Score the tokens of ``Head(**head)`` by a policy: [n_kv], higher = keep."""
+    return POLICIES[policy](Head(**head))  # type: ignore[arg-type]
+
+
+def must_stay(pos: Array, n_sink: int, n_window: int, n_protect: int) -> Array:
+    """Tokens that no policy may evict: bool [n_kv].
+
+    The first positions of the sequence (attention sinks, arXiv:2309.17453; or the protected prompt,
+    if that is longer) and the observation window (arXiv:2505.24133), the head's newest tokens.
+    """
+    pos = np.asarray(pos)
+    newest = np.arange(len(pos)) >= len(pos) - n_window
+    return (pos < max(n_sink, n_protect)) | newest
+
+
+def forced_scores(scores: Array, pos: Array, n_sink: int, n_window: int, n_protect: int) -> Array:
+    """Scores, +inf for the tokens that must stay, the lowest float for other non-numbers."""
+    lowest = -float(np.finfo(np.float32).max)
+    finite = np.where(np.isfinite(scores), scores, lowest)
+    return np.where(must_stay(pos, n_sink, n_window, n_protect), np.inf, finite)
+
+
+def select_keep(scores: Array, budget: int) -> Array:
+    """Keep the `budget` highest scores, the newer token among equals; NaN is lowest: bool [n_kv].
+
+    Raises
+    ------
+    ValueError
+        More tokens are scored +inf than the budget holds.
+    """
+    ranked = np.where(np.isnan(scores), -np.inf, scores)
+    if np.isposinf(ranked).sum() > budget:
+        raise ValueError(f"budget {budget} cannot hold the tokens that must stay")
+    newer_first = np.arange(len(ranked))[::-1]
+    order = np.lexsort((newer_first, -ranked))
+    keep = np.zeros(len(ranked), bool)
+    keep[order[:budget]] = True
+    return keep
