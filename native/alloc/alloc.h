@@ -13,8 +13,8 @@
 extern "C" {
 #endif
 
-/* Least budget of a head: what must stay (sinks or protected tokens, and the window), and one token
- * to choose. */
+/* Least budget of a head: what must stay (sinks or protected tokens, the window, guarded values), and
+ * one token to choose. */
 int32_t ra_config_floor(const ra_config * cfg, int32_t n_protect);
 
 /* budgets [n_layer] out: B(l), tokens per KV head; sum == n_layer * cfg->budget, each at least

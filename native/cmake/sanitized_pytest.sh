@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 libraries="$(bash native/cmake/build_variant.sh sanitized | tail -n 1)"
-compiler="$(sed -n 's/^CMAKE_C_COMPILER:[A-Z]*=//p' build/py3-none-linux_*/CMakeCache.txt | head -1)"
+caches=(build/py3-none-linux_*/CMakeCache.txt)
+compiler="$(sed -n 's/^CMAKE_C_COMPILER:[A-Z]*=//p' "${caches[0]}")"
 preload="$("$compiler" -print-file-name=libasan.so):$("$compiler" -print-file-name=libstdc++.so)"
 
 # Python itself never frees all of its memory, so leaks are not looked for.

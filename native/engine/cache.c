@@ -1,6 +1,7 @@
 /* cache.c - segments of rows per head: make, append, truncate */
 #include "cache.h"
 
+#include <math.h>
 #include <string.h>
 
 static ra_status ra_layer_init(ra_layer * l, int32_t n_head_kv, const int32_t * budgets,
@@ -24,8 +25,11 @@ static ra_status ra_layer_init(ra_layer * l, int32_t n_head_kv, const int32_t * 
     l->n_evicted   = ra_calloc(n, sizeof(int64_t));
     l->pos         = ra_calloc((size_t) n_slots, sizeof(int32_t));
     l->keep        = ra_calloc((size_t) n_slots, sizeof(uint8_t));
+    l->state       = ra_calloc((size_t) n_slots, sizeof(float));
+    l->state_out   = ra_calloc((size_t) n_slots, sizeof(float));
     if (l->initial == NULL || l->budget == NULL || l->offset == NULL || l->used == NULL ||
-        l->planned == NULL || l->n_evicted == NULL || l->pos == NULL || l->keep == NULL) {
+        l->planned == NULL || l->n_evicted == NULL || l->pos == NULL || l->keep == NULL ||
+        l->state == NULL || l->state_out == NULL) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory for the bookkeeping of the cache");
     }
     memcpy(l->initial, budgets, n * sizeof(int32_t));
@@ -41,6 +45,8 @@ static void ra_layer_free(ra_layer * l) {
     ra_free(l->n_evicted);
     ra_free(l->pos);
     ra_free(l->keep);
+    ra_free(l->state);
+    ra_free(l->state_out);
 }
 
 static ra_status ra_cache_init_layers(ra_cache * c, const int32_t * n_head_kv) {
@@ -65,6 +71,11 @@ static ra_status ra_cache_init_layers(ra_cache * c, const int32_t * n_head_kv) {
     return st;
 }
 
+static int32_t ra_ring_size(const ra_settings * s) {
+    const bool wants_all = (s->policy->needs & RA_FEATURE_ALL_QUERIES) != 0;
+    return wants_all && s->cfg.buffer > s->cfg.n_window ? s->cfg.buffer : s->cfg.n_window;
+}
+
 ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer,
                         const int32_t * n_head_kv) {
     *out         = NULL;
@@ -78,10 +89,12 @@ ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer
     c->n_layer    = n_layer;
     c->n_protect  = c->settings.cfg.n_protect;
     c->layers     = ra_calloc((size_t) n_layer, sizeof(*c->layers));
-    c->window_pos = ra_calloc((size_t) c->settings.cfg.n_window, sizeof(int32_t));
+    c->n_ring     = ra_ring_size(&c->settings);
+    c->window_pos = ra_calloc((size_t) c->n_ring, sizeof(int32_t));
+    c->obs_pos    = ra_calloc((size_t) c->n_ring, sizeof(int32_t));
 
     ra_status st = RA_STATUS_NO_MEMORY;
-    if (c->layers != NULL && c->window_pos != NULL) {
+    if (c->layers != NULL && c->window_pos != NULL && c->obs_pos != NULL) {
         st = ra_cache_init_layers(c, n_head_kv);
     } else {
         c->n_layer = 0;
@@ -114,13 +127,14 @@ void ra_cache_free(ra_cache * c) {
     ra_settings_free(&c->settings);
     ra_free(c->layers);
     ra_free(c->window_pos);
+    ra_free(c->obs_pos);
     ra_free(c->score);
     ra_free(c->work);
     ra_free(c);
 }
 
 static void ra_cache_forget_window(ra_cache * c, int32_t pos) {
-    for (int32_t i = 0; i < c->settings.cfg.n_window; ++i) {
+    for (int32_t i = 0; i < c->n_ring; ++i) {
         if (c->window_pos[i] >= pos) {
             c->window_pos[i] = -1;
         }
@@ -138,15 +152,15 @@ void ra_cache_clear(ra_cache * c) {
             l->n_evicted[ih] = 0;
             offset += l->budget[ih] + c->settings.cfg.buffer;
         }
-        l->is_planned = false;
+        l->is_planned   = false;
+        l->n_pos_scored = 0;
     }
     c->n_pos          = 0;
     c->peak_tokens    = 0;
     c->min_evicted    = INT32_MAX;
     c->n_compressions = 0;
     c->n_evicted      = 0;
-    ra_cache_forget_window(c, 0);
-    for (int32_t i = 0; i < c->settings.cfg.n_window; ++i) {
+    for (int32_t i = 0; i < c->n_ring; ++i) {
         c->window_pos[i] = -1;
     }
 }
@@ -167,17 +181,17 @@ void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n) {
     for (int32_t il = 0; il < c->n_layer; ++il) {
         ra_layer * l = &c->layers[il];
         for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
-            int32_t * pos = l->pos + l->offset[ih] + l->used[ih];
+            const int32_t row = l->offset[ih] + l->used[ih];
             for (int32_t t = 0; t < n; ++t) {
-                pos[t] = pos0 + t;
+                l->pos[row + t]   = pos0 + t;
+                l->state[row + t] = NAN;
             }
             l->used[ih] += n;
             c->peak_tokens = l->used[ih] > c->peak_tokens ? l->used[ih] : c->peak_tokens;
         }
     }
-    const int32_t n_window = c->settings.cfg.n_window;
-    for (int32_t t = n > n_window ? n - n_window : 0; t < n; ++t) {
-        c->window_pos[(pos0 + t) % n_window] = pos0 + t;
+    for (int32_t t = n > c->n_ring ? n - c->n_ring : 0; t < n; ++t) {
+        c->window_pos[(pos0 + t) % c->n_ring] = pos0 + t;
     }
     c->n_pos = pos0 + n;
     c->n_tokens_total += n;
@@ -216,10 +230,22 @@ int32_t ra_cache_contiguous_from(const ra_cache * c) {
     return from;
 }
 
-int32_t ra_cache_n_obs(const ra_cache * c) {
+uint32_t ra_cache_needs(const ra_cache * c) {
+    const bool guards = c->settings.cfg.value_guard > 0.0f;
+    return c->settings.policy->needs | (guards ? (uint32_t) RA_FEATURE_VALUE_NORM : 0);
+}
+
+int32_t ra_cache_list_queries(ra_cache * c, int32_t il) {
+    const bool wants_all = (c->settings.policy->needs & RA_FEATURE_ALL_QUERIES) != 0;
+    int32_t    first     = c->n_pos - (wants_all ? c->n_ring : c->settings.cfg.n_window);
+    if (wants_all && first < c->layers[il].n_pos_scored) {
+        first = c->layers[il].n_pos_scored;
+    }
     int32_t n_obs = 0;
-    for (int32_t i = 0; i < c->settings.cfg.n_window; ++i) {
-        n_obs += c->window_pos[i] >= 0 && c->window_pos[i] >= c->n_pos - c->settings.cfg.n_window;
+    for (int32_t pos = first > 0 ? first : 0; pos < c->n_pos; ++pos) {
+        if (c->window_pos[pos % c->n_ring] == pos) {
+            c->obs_pos[n_obs++] = pos;
+        }
     }
     return n_obs;
 }

@@ -20,9 +20,12 @@ typedef struct ra_layer {
     int32_t * used;      /* [n_head_kv] rows in use, from offset on, in position order */
     int64_t * n_evicted; /* [n_head_kv] since the last clear */
     int32_t * pos;       /* [n_slots] position of the token in each row; stale beyond used */
-    uint8_t * keep;      /* [n_slots] plan of a compression, parallel to pos */
+    float *   state; /* [n_slots] the policy's number for each token, parallel to pos; NaN: none */
+    uint8_t * keep;  /* [n_slots] plan of a compression, parallel to pos */
+    float *   state_out; /* [n_slots] likewise: state after it */
     int32_t * planned;   /* [n_head_kv] budgets of a planned compression */
     bool      is_planned;
+    int32_t   n_pos_scored; /* n_pos at its last compression */
 } ra_layer;
 
 typedef struct ra_cache {
@@ -37,8 +40,10 @@ typedef struct ra_cache {
     int64_t     n_evicted;
     int64_t     n_tokens_total;
 
-    int32_t * window_pos; /* [n_window] position whose query sits in slot pos % n_window, or -1; a
-                           * truncated tail leaves fewer than n_window, and scores use those */
+    int32_t   n_ring;     /* queries that are remembered: n_window, or what the policy asks for */
+    int32_t * window_pos; /* [n_ring] position whose query sits in slot pos % n_ring, or -1; a
+                           * truncated tail leaves fewer, and scores use those */
+    int32_t * obs_pos;    /* [n_ring] scratch: positions of the queries of this compression */
 
     /* scratch of a compression, sized for the largest layer */
     int32_t n_slots_max;
@@ -72,8 +77,10 @@ void ra_cache_truncate(ra_cache * c, int32_t pos);
 /* First position p such that every head holds all of [p, n_pos); -1 when empty. */
 int32_t ra_cache_contiguous_from(const ra_cache * c);
 
-/* Number of queries of the observation window that are at hand (of the newest n_window tokens). */
-int32_t ra_cache_n_obs(const ra_cache * c);
+/* Fills obs_pos with the positions, ascending, of the queries that a compression of layer il may use:
+ * of the newest n_window tokens, or for a policy that wants all queries those since its last
+ * compression. Returns how many are at hand. */
+int32_t ra_cache_list_queries(ra_cache * c, int32_t il);
 
 /* Sets the protected prefix; RA_STATUS_BUDGET if a head could not hold it. */
 ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect);
@@ -81,10 +88,13 @@ ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect);
 /* Replaces the initial budgets of a layer, from its next compression on. */
 ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * budgets, size_t n);
 
+/* RA_FEATURE_* that compressions ask for: the policy's, and the value guard's. */
+uint32_t ra_cache_needs(const ra_cache * c);
+
 /* Callbacks of a compression. */
 typedef struct ra_cache_ops {
-    /* Fills the feature arrays of f (il, ih, n_kv, pos, n_obs are set) that `needs` asks for. They
-     * must stay valid until the next call. */
+    /* Fills the feature arrays of f (il, ih, n_kv, pos, n_obs, obs_pos are set) that `needs` asks
+     * for. They must stay valid until the next call. */
     ra_status (*features)(void * user, uint32_t needs, ra_features * f);
     /* Moves n rows of layer il from row src to row dst; ranges may overlap (memmove). Called in an
      * order that never overwrites rows still to be moved. Cannot fail. */

@@ -3,6 +3,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 void ra_score_protect(const ra_config * cfg, int32_t n_protect, const ra_features * f,
                       float * score) {
@@ -16,38 +17,74 @@ void ra_score_protect(const ra_config * cfg, int32_t n_protect, const ra_feature
     }
 }
 
+/* Among the tokens of a head that may go, up to cfg->n_guard with outlying value norms are made to
+ * stay: those more than cfg->value_guard standard deviations above the mean, largest first. */
+static void ra_score_guard(const ra_config * cfg, const ra_features * f, float * score) {
+    double sum = 0.0;
+    double sq  = 0.0;
+    for (int32_t i = 0; i < f->n_kv; ++i) {
+        sum += (double) f->value_norm[i];
+        sq += (double) f->value_norm[i] * (double) f->value_norm[i];
+    }
+    const double mean     = sum / f->n_kv;
+    const double variance = sq / f->n_kv - mean * mean;
+    const double limit = mean + (double) cfg->value_guard * sqrt(variance > 0.0 ? variance : 0.0);
+    for (int32_t n = 0; n < cfg->n_guard; ++n) {
+        int32_t best = -1;
+        for (int32_t i = 0; i < f->n_kv; ++i) {
+            if (score[i] < INFINITY && (double) f->value_norm[i] > limit &&
+                (best < 0 || f->value_norm[i] > f->value_norm[best])) {
+                best = i;
+            }
+        }
+        if (best < 0) {
+            return;
+        }
+        score[best] = INFINITY;
+    }
+}
+
 /* Scores of head ih into score [n_kv]: the policy's, and +INFINITY for tokens that must stay. */
 static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int32_t ih,
-                               float * score) {
-    const ra_layer *  l   = &c->layers[il];
-    const ra_config * cfg = &c->settings.cfg;
-    ra_features       f   = {
-                .il       = il,
-                .ih       = ih,
-                .n_kv     = l->used[ih],
-                .n_window = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
-                .n_obs    = ra_cache_n_obs(c),
-                .pos      = l->pos + l->offset[ih],
-                .work     = c->work,
+                               int32_t n_obs, float * score) {
+    ra_layer *        l      = &c->layers[il];
+    const ra_config * cfg    = &c->settings.cfg;
+    const int32_t     offset = l->offset[ih];
+    ra_features       f      = {
+                   .il        = il,
+                   .ih        = ih,
+                   .n_kv      = l->used[ih],
+                   .n_window  = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
+                   .n_obs     = n_obs,
+                   .pos       = l->pos + offset,
+                   .obs_pos   = c->obs_pos,
+                   .state     = l->state + offset,
+                   .state_out = l->state_out + offset,
+                   .work      = c->work,
     };
-    if (c->settings.policy->needs != 0) {
-        const ra_status st = ops->features(ops->user, c->settings.policy->needs, &f);
+    memcpy(f.state_out, f.state, (size_t) f.n_kv * sizeof(*f.state_out));
+    const uint32_t needs = ra_cache_needs(c);
+    if (needs != 0) {
+        const ra_status st = ops->features(ops->user, needs, &f);
         if (st != RA_STATUS_OK) {
             return st;
         }
     }
     c->settings.policy->score(cfg, &f, score);
-
     ra_score_protect(cfg, c->n_protect, &f, score);
+    if (cfg->value_guard > 0.0f) {
+        ra_score_guard(cfg, &f, score);
+    }
     return RA_STATUS_OK;
 }
 
 /* Plans one layer: l->keep and l->planned. */
 static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t il) {
-    ra_layer * l     = &c->layers[il];
-    float *    score = c->score;
+    ra_layer *    l     = &c->layers[il];
+    float *       score = c->score;
+    const int32_t n_obs = ra_cache_list_queries(c, il);
     for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
-        const ra_status st = ra_score_head(c, ops, il, ih, score);
+        const ra_status st = ra_score_head(c, ops, il, ih, n_obs, score);
         if (st != RA_STATUS_OK) {
             return st;
         }
@@ -87,6 +124,7 @@ static void ra_pack_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int
     ra_layer *      l      = &c->layers[il];
     const int32_t   offset = l->offset[ih];
     int32_t *       pos    = l->pos + offset;
+    float *         state  = l->state + offset;
     const uint8_t * keep   = l->keep + offset;
     int32_t         n_kept = 0;
     for (int32_t i = 0; i < l->used[ih];) {
@@ -97,7 +135,8 @@ static void ra_pack_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int
         }
         int32_t end = i;
         while (end < l->used[ih] && keep[end]) {
-            pos[n_kept + end - i] = pos[end];
+            pos[n_kept + end - i]   = pos[end];
+            state[n_kept + end - i] = l->state_out[offset + end];
             ++end;
         }
         if (n_kept != i) {
@@ -121,8 +160,9 @@ static void ra_shift_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, in
         return;
     }
     for (int32_t i = 0; i < n; ++i) {
-        const int32_t k    = offset < src ? i : n - 1 - i;
-        l->pos[offset + k] = l->pos[src + k];
+        const int32_t k      = offset < src ? i : n - 1 - i;
+        l->pos[offset + k]   = l->pos[src + k];
+        l->state[offset + k] = l->state[src + k];
     }
     if (n > 0) {
         ops->move(ops->user, il, offset, src, n);
@@ -153,6 +193,7 @@ static ra_status ra_commit_layer(ra_cache * c, const ra_cache_ops * ops, int32_t
         ra_shift_head(c, ops, il, ih, offset);
         l->budget[ih] = l->planned[ih];
     }
+    l->n_pos_scored = c->n_pos;
     return ops->move_end(ops->user, il);
 }
 

@@ -12,14 +12,15 @@ static float ra_dot(int32_t n, const float * a, const float * b) {
     return (float) sum;
 }
 
-/* features [n_kv] of key similarity from raw keys; row is scratch [n_kv], norm scratch [n_kv] */
+/* key_sim and key_cos [n_kv] from raw keys; row is scratch [n_kv], norm scratch [n_kv] */
 static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k, float threshold,
-                                 float * norm, float * row, float * out) {
+                                 float * norm, float * row, float * out, float * key_cos) {
     for (int32_t i = 0; i < n_kv; ++i) {
         const float * ki = k + (size_t) i * (size_t) head_dim;
         norm[i]          = sqrtf(ra_dot(head_dim, ki, ki));
         norm[i]          = norm[i] > 1e-8f ? norm[i] : 1e-8f;
         out[i]           = 0.0f;
+        key_cos[i]       = 0.0f;
     }
     for (int32_t i = 0; i < n_kv; ++i) {
         for (int32_t j = 0; j < n_kv; ++j) {
@@ -28,17 +29,20 @@ static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k
                      (norm[i] * norm[j]);
         }
         ra_key_sim_rows(n_kv, i, 1, row, threshold, out);
+        for (int32_t j = 0; j < n_kv; ++j) {
+            key_cos[j] += row[j] / (float) n_kv;
+        }
     }
     for (int32_t i = 0; i < n_kv; ++i) {
         out[i] /= (float) n_kv;
     }
 }
 
-static bool ra_score_args_ok(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
-                             int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
-                             const float * q, const int32_t * pos, const float * score) {
+static bool ra_score_args_ok(int32_t il, int32_t ih, int32_t n_kv, int32_t head_dim,
+                             int32_t n_group, int32_t n_obs, const float * k, const float * q,
+                             const int32_t * pos, const float * score) {
     if (il < 0 || ih < 0 || n_kv < 1 || n_kv > (1 << 20) || head_dim < 1 || head_dim > 4096 ||
-        n_group < 1 || n_group > 1024 || n_obs < 0 || n_obs > cfg->n_window || k == NULL ||
+        n_group < 1 || n_group > 1024 || n_obs < 0 || n_obs > n_kv || n_obs > 4096 || k == NULL ||
         (q == NULL && n_obs > 0) || pos == NULL || score == NULL || pos[0] < 0) {
         return false;
     }
@@ -53,24 +57,35 @@ static bool ra_score_args_ok(const ra_config * cfg, int32_t il, int32_t ih, int3
 ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
                           int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
                           const float * q, float kq_scale, const int32_t * pos, float * score) {
+    return ra_policy_score_state(cfg, il, ih, n_kv, head_dim, n_group, n_obs, k, q, kq_scale, pos,
+                                 NULL, NULL, score);
+}
+
+ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
+                                int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
+                                const float * q, float kq_scale, const int32_t * pos,
+                                const float * state, float * state_out, float * score) {
     const ra_status st = ra_config_check(cfg);
     if (st != RA_STATUS_OK) {
         return st;
     }
-    if (!ra_score_args_ok(cfg, il, ih, n_kv, head_dim, n_group, n_obs, k, q, pos, score)) {
+    if (!ra_score_args_ok(il, ih, n_kv, head_dim, n_group, n_obs, k, q, pos, score)) {
         return ra_error(RA_STATUS_INVALID,
                         "ra_policy_score: n_kv = %d, head_dim = %d, n_group = %d, n_obs = %d, or "
                         "positions that do not ascend",
                         n_kv, head_dim, n_group, n_obs);
     }
     const size_t n_rows = (size_t) n_obs * (size_t) n_group;
-    float *      buf    = ra_calloc((size_t) n_kv * (n_rows + 4), sizeof(*buf));
+    float *      buf    = ra_calloc((size_t) n_kv * (n_rows + 7), sizeof(*buf));
     if (buf == NULL) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring %d tokens", n_kv);
     }
     float * key_sim = buf;
     float * work    = buf + (size_t) n_kv;
-    float * logits  = buf + 4 * (size_t) n_kv;
+    float * key_cos = buf + 4 * (size_t) n_kv;
+    float * before  = buf + 5 * (size_t) n_kv;
+    float * after   = buf + 6 * (size_t) n_kv;
+    float * logits  = buf + 7 * (size_t) n_kv;
     for (size_t r = 0; r < n_rows; ++r) {
         for (int32_t j = 0; j < n_kv; ++j) {
             logits[r * (size_t) n_kv + (size_t) j] =
@@ -78,7 +93,11 @@ ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t
                 ra_dot(head_dim, q + r * (size_t) head_dim, k + (size_t) j * (size_t) head_dim);
         }
     }
-    ra_key_sim_from_keys(n_kv, head_dim, k, cfg->sim_threshold, work, work + n_kv, key_sim);
+    ra_key_sim_from_keys(n_kv, head_dim, k, cfg->sim_threshold, work, work + n_kv, key_sim,
+                         key_cos);
+    for (int32_t i = 0; i < n_kv; ++i) {
+        before[i] = after[i] = state != NULL ? state[i] : NAN;
+    }
 
     const ra_policy * policy = ra_policy_find(cfg->policy);
     const ra_features f      = {
@@ -89,12 +108,19 @@ ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t
              .n_obs       = n_obs,
              .n_group     = n_group,
              .pos         = pos,
+             .obs_pos     = pos + (n_kv - n_obs),
              .attn_logits = logits,
              .key_sim     = key_sim,
+             .key_cos     = key_cos,
+             .state       = before,
+             .state_out   = after,
              .work        = work,
     };
     policy->score(cfg, &f, score);
     ra_score_protect(cfg, cfg->n_protect, &f, score);
+    for (int32_t i = 0; i < n_kv && state_out != NULL; ++i) {
+        state_out[i] = after[i];
+    }
     ra_free(buf);
     return RA_STATUS_OK;
 }

@@ -118,8 +118,13 @@ typedef struct ra_config {
     float    lambda;        /* weight of importance against redundancy, [0, 1]. Default 0.1. */
     float    sim_threshold; /* cosine above which two keys count as alike, [-1, 1]. Default 0.5. */
     int32_t  pool_kernel;   /* width of the max-pool over importance, odd, 1..255. Default 7. */
-    uint32_t reserved0;     /* 0 */
+    float    ema;           /* "rkv-ema": weight of a token's score before, [0, 1). Default 0.5. */
     uint64_t seed;          /* of the random policy. Default 0. */
+
+    /* value guard, with any policy: up to n_guard tokens of a head whose value norm lies more than
+     * value_guard standard deviations above the head's mean are never evicted. */
+    float   value_guard; /* >= 0; 0: off. Default 0. */
+    int32_t n_guard;     /* 0..1024. Default 4. */
 
     /* Optional tables; the caller keeps them, they are copied. NULL: uniform.
      * Every entry must hold n_sink + n_window + 1 tokens. */
@@ -302,16 +307,27 @@ RA_API const char * ra_alloc_name(int32_t kind, int32_t i);
  *   cfg       policy and its parameters; n_window newest tokens are the window
  *   il, ih    layer and head (the random policy draws by them)
  *   k         [n_kv, head_dim]          keys in position order
- *   q         [n_obs, n_group, head_dim] queries of the window, 0 <= n_obs <= n_window
+ *   q         [n_obs, n_group, head_dim] queries of the newest n_obs tokens, 0 <= n_obs <= n_kv: for
+ *                                       most policies those of the window
  *   kq_scale  factor on q.k, usually 1/sqrt(head_dim)
  *   pos       [n_kv]                    positions, strictly ascending, >= 0
  *   score     [n_kv] out                +INFINITY for tokens that must stay (sinks, window,
- *                                       protected), else finite, higher = keep
+ *                                       protected), else finite, higher = keep. The value guard is
+ *                                       not applied: there are no values here.
  * RA_STATUS_INVALID for sizes out of range; score is then untouched. */
 RA_API ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
                                  int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
                                  const float * q, float kq_scale, const int32_t * pos,
                                  float * score);
+
+/* The same for a policy that keeps a number per token from compression to compression.
+ *   state      [n_kv]      as the last compression left it, NaN for new tokens; NULL: all new
+ *   state_out  [n_kv] out  as this one leaves it; NULL: not wanted */
+RA_API ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
+                                       int32_t head_dim, int32_t n_group, int32_t n_obs,
+                                       const float * k, const float * q, float kq_scale,
+                                       const int32_t * pos, const float * state, float * state_out,
+                                       float * score);
 
 /* keep[i] = 1 for the `budget` highest scores (ties: the newer token), else 0.
  * n_kv >= 1; budget >= 0. Tokens scored +INFINITY must not outnumber the budget:

@@ -41,7 +41,7 @@ class ra_graph_input : public llm_graph_input_attn_kv {
     std::vector<size_t> rows_at; // [n_layer] first entry of the layer in `rows`
 
     ggml_tensor * rows   = nullptr; // I64 [sum of n_head_kv * n_tokens] row of token t, head h
-    ggml_tensor * window = nullptr; // I64 [<= n_window] slots of the newest queries
+    ggml_tensor * window = nullptr; // I64 [<= n_ring] slots of the newest queries
     ggml_tensor * mask   = nullptr; // F16/F32 [n_used_max + n_ahead, n_tokens]
 
     std::map<std::pair<int32_t, int32_t>, ggml_tensor *> masks; // by (offset, n_span)
@@ -76,8 +76,7 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_
     ggml_set_input(rows);
     ggml_set_input(mask);
     if (mem->needs_window) {
-        window = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64,
-                                    std::min(n_tokens, c->settings.cfg.n_window));
+        window = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, std::min(n_tokens, c->n_ring));
         ggml_set_name(window, "ra_window");
         ggml_set_input(window);
     }
@@ -157,7 +156,7 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
         int64_t *     dst = (int64_t *) window->data;
         const int32_t n   = (int32_t) window->ne[0];
         for (int32_t i = 0; i < n; ++i) {
-            dst[i] = ubatch->pos[n_tokens - n + i] % c->settings.cfg.n_window;
+            dst[i] = ubatch->pos[n_tokens - n + i] % c->n_ring;
         }
     }
     if (mask->buffer != nullptr) {

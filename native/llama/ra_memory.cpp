@@ -86,8 +86,7 @@ void ra_memory::add_layers(const llama_model & model, const llama_memory_params 
         ggml_format_name(t.v, "ra_cache_v_l%u", il);
         if (needs_window) {
             t.q = ggml_new_tensor_2d(ctx, GGML_TYPE_F32,
-                                     int64_t(hparams.n_embd_head_k(il)) * t.n_head,
-                                     cache->settings.cfg.n_window);
+                                     int64_t(hparams.n_embd_head_k(il)) * t.n_head, cache->n_ring);
             ggml_format_name(t.q, "ra_window_q_l%u", il);
         }
     }

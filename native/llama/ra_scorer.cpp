@@ -25,7 +25,7 @@ ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, 
 
     // reserve everything now, for the largest layer with its segments full
     const ra_cache * c        = mem.state();
-    const uint32_t   needs    = c->settings.policy->needs;
+    const uint32_t   needs    = ra_cache_needs(c);
     size_t           n_logits = 0;
     int32_t          il_max   = -1;
     for (int32_t il = 0; il < c->n_layer; ++il) {
@@ -35,15 +35,15 @@ ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, 
         }
         if (l.n_head_kv > 0) {
             const size_t n_group = mem.tensors[il].n_head / l.n_head_kv;
-            n_logits = std::max(n_logits, n_group * c->settings.cfg.n_window * l.n_slots);
+            n_logits             = std::max(n_logits, n_group * c->n_ring * l.n_slots);
         }
     }
     if (needs & RA_FEATURE_ATTN_LOGITS) {
         logits.resize(n_logits);
     }
-    if (needs & RA_FEATURE_KEY_SIM) {
-        key_sim.resize(c->n_slots_max);
-    }
+    key_sim.resize(needs & RA_FEATURE_KEY_SIM ? c->n_slots_max : 0);
+    key_cos.resize(needs & RA_FEATURE_KEY_COS ? c->n_slots_max : 0);
+    value_norm.resize(needs & RA_FEATURE_VALUE_NORM ? c->n_slots_max : 0);
     if (il_max < 0 || needs == 0) {
         return;
     }
@@ -67,8 +67,10 @@ ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, 
 }
 
 int64_t ra_scorer::bytes() const {
-    int64_t n = (int64_t) (logits.capacity() + key_sim.capacity() + staging.capacity()) * 4 +
-                (int64_t) meta.capacity();
+    int64_t n = (int64_t) meta.capacity();
+    for (const auto * values : { &logits, &key_sim, &key_cos, &value_norm, &staging }) {
+        n += (int64_t) (values->capacity() * sizeof(float));
+    }
     for (const size_t size : measured) {
         n += (int64_t) size;
     }
@@ -87,16 +89,25 @@ void ra_scorer::list_jobs(int32_t il, uint32_t needs, std::vector<job> & jobs) c
             continue;
         }
         if (needs & RA_FEATURE_ATTN_LOGITS) {
-            jobs.push_back({ ih, 0, 0, nullptr });
+            jobs.push_back({ JOB_LOGITS, ih, 0, 0, nullptr });
         }
-        if (needs & RA_FEATURE_KEY_SIM) {
+        if (needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS)) {
             const int32_t n_rows =
                 std::min<int32_t>(n_kv, std::max<int32_t>(64, int32_t(RA_SCORE_VALUES / n_kv)));
             for (int32_t row0 = 0; row0 < n_kv; row0 += n_rows) {
-                jobs.push_back({ ih, row0, std::min(n_rows, n_kv - row0), nullptr });
+                jobs.push_back({ JOB_COSINES, ih, row0, std::min(n_rows, n_kv - row0), nullptr });
             }
         }
+        if (needs & RA_FEATURE_VALUE_NORM) {
+            jobs.push_back({ JOB_VALUE_NORMS, ih, 0, 1, nullptr });
+        }
     }
+}
+
+static ggml_tensor * ra_rows_f32(ggml_context * ctx, ggml_tensor * pool, int64_t row0, int64_t n) {
+    ggml_tensor * rows =
+        ggml_view_2d(ctx, pool, pool->ne[0], n, pool->nb[1], size_t(row0) * pool->nb[1]);
+    return pool->type == GGML_TYPE_F32 ? rows : ggml_cast(ctx, rows, GGML_TYPE_F32);
 }
 
 size_t ra_scorer::build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_cgraph ** gf_out) {
@@ -109,7 +120,6 @@ size_t ra_scorer::build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_
 
     const int64_t head_dim = t.k->ne[0];
     const int64_t n_group  = t.n_head / t.n_head_kv;
-    const int64_t n_window = c->settings.cfg.n_window;
 
     size_t        n_values = 0;
     size_t        i        = begin;
@@ -120,28 +130,32 @@ size_t ra_scorer::build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_
         job &         j    = jobs[i];
         const int64_t n_kv = l.used[j.ih];
         const size_t  n_out =
-            size_t(n_kv) * (j.n_rows > 0 ? size_t(j.n_rows) : size_t(n_group * n_window));
+            size_t(n_kv) * size_t(j.kind == JOB_LOGITS ? n_group * c->n_ring : j.n_rows);
         if (i > begin && n_values + n_out > RA_SCORE_VALUES) {
             break;
         }
         n_values += n_out;
         if (j.ih != ih_last) {
             ih_last = j.ih;
-            keys    = ggml_view_2d(ctx.get(), t.k, head_dim, n_kv, t.k->nb[1],
-                                   size_t(l.offset[j.ih]) * t.k->nb[1]);
-            keys    = t.k->type == GGML_TYPE_F32 ? keys : ggml_cast(ctx.get(), keys, GGML_TYPE_F32);
+            keys    = nullptr;
             unit    = nullptr;
         }
-        if (j.n_rows == 0) {
+        if (j.kind != JOB_VALUE_NORMS && keys == nullptr) {
+            keys = ra_rows_f32(ctx.get(), t.k, l.offset[j.ih], n_kv);
+        }
+        if (j.kind == JOB_LOGITS) {
             ggml_tensor * q =
-                ggml_view_3d(ctx.get(), t.q, head_dim, n_group, n_window, head_dim * sizeof(float),
+                ggml_view_3d(ctx.get(), t.q, head_dim, n_group, c->n_ring, head_dim * sizeof(float),
                              t.q->nb[1], size_t(j.ih) * size_t(n_group * head_dim) * sizeof(float));
             j.out = ggml_mul_mat(ctx.get(), keys, q);
-        } else {
+        } else if (j.kind == JOB_COSINES) {
             unit               = unit != nullptr ? unit : ggml_l2_norm(ctx.get(), keys, 1e-8f);
             ggml_tensor * rows = ggml_view_2d(ctx.get(), unit, head_dim, j.n_rows, unit->nb[1],
                                               size_t(j.row0) * unit->nb[1]);
             j.out              = ggml_mul_mat(ctx.get(), unit, rows);
+        } else {
+            ggml_tensor * values = ra_rows_f32(ctx.get(), t.v, l.offset[j.ih], n_kv);
+            j.out = ggml_sqrt(ctx.get(), ggml_sum_rows(ctx.get(), ggml_sqr(ctx.get(), values)));
         }
         ggml_set_output(j.out);
         ggml_build_forward_expand(gf, j.out);
@@ -159,51 +173,66 @@ const float * ra_scorer::fetch(const ggml_tensor * t) {
     return staging.data();
 }
 
-// keeps the queries that are at hand: those of the newest n_window positions
-void ra_scorer::read_logits(int32_t il, const job & j) {
-    const ra_cache * c        = mem.state();
-    const int32_t    n_window = c->settings.cfg.n_window;
-    const int32_t    n_group  = mem.tensors[il].n_head / mem.tensors[il].n_head_kv;
-    const size_t     n_query  = size_t(n_group) * size_t(c->layers[il].used[j.ih]);
-    const float      scale    = mem.tensors[il].kq_scale;
-    const float *    src      = fetch(j.out);
-    float *          dst      = logits.data() + logits_at[j.ih];
-    for (int32_t pos = std::max(0, c->n_pos - n_window); pos < c->n_pos; ++pos) {
-        const int32_t slot = pos % n_window;
-        if (c->window_pos[slot] != pos) {
-            continue;
-        }
+// of the queries in the ring, those that the compression uses
+void ra_scorer::read_logits(int32_t il, const job & j, int32_t n_obs) {
+    const ra_cache * c       = mem.state();
+    const int32_t    n_group = mem.tensors[il].n_head / mem.tensors[il].n_head_kv;
+    const size_t     n_query = size_t(n_group) * size_t(c->layers[il].used[j.ih]);
+    const float      scale   = mem.tensors[il].kq_scale;
+    const float *    src     = fetch(j.out);
+    float *          dst     = logits.data() + logits_at[j.ih];
+    for (int32_t o = 0; o < n_obs; ++o) {
+        const size_t slot = size_t(c->obs_pos[o] % c->n_ring);
         for (size_t k = 0; k < n_query; ++k) {
-            dst[k] = scale * src[size_t(slot) * n_query + k];
+            *dst++ = scale * src[slot * n_query + k];
         }
-        dst += n_query;
     }
 }
 
 void ra_scorer::read_cosines(int32_t il, const job & j) {
-    const ra_cache * c    = mem.state();
-    const int32_t    n_kv = c->layers[il].used[j.ih];
-    float *          acc  = key_sim.data() + key_sim_at[j.ih];
-    if (j.row0 == 0) {
-        std::fill(acc, acc + n_kv, 0.0f);
+    const ra_cache * c       = mem.state();
+    const int32_t    n_kv    = c->layers[il].used[j.ih];
+    const float *    rows    = fetch(j.out);
+    const size_t     at      = tokens_at[j.ih];
+    const int32_t    n_clear = j.row0 == 0 ? n_kv : 0;
+    if (!key_sim.empty()) {
+        float * acc = key_sim.data() + at;
+        std::fill(acc, acc + n_clear, 0.0f);
+        ra_key_sim_rows(n_kv, j.row0, j.n_rows, rows, c->settings.cfg.sim_threshold, acc);
+        if (j.row0 + j.n_rows == n_kv) {
+            std::transform(acc, acc + n_kv, acc, [&](float sum) { return sum / float(n_kv); });
+        }
     }
-    ra_key_sim_rows(n_kv, j.row0, j.n_rows, fetch(j.out), c->settings.cfg.sim_threshold, acc);
-    if (j.row0 + j.n_rows == n_kv) {
-        for (int32_t i = 0; i < n_kv; ++i) {
-            acc[i] /= float(n_kv);
+    if (!key_cos.empty()) {
+        float * acc = key_cos.data() + at;
+        std::fill(acc, acc + n_clear, 0.0f);
+        for (int32_t r = 0; r < j.n_rows; ++r) {
+            for (int32_t i = 0; i < n_kv; ++i) {
+                acc[i] += rows[size_t(r) * size_t(n_kv) + size_t(i)] / float(n_kv);
+            }
         }
     }
 }
 
-ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs) {
-    const ra_layer & l = mem.state()->layers[il];
-    const size_t     n_query =
-        size_t(mem.tensors[il].n_head / l.n_head_kv) * size_t(mem.state()->settings.cfg.n_window);
+void ra_scorer::read(int32_t il, const job & j, int32_t n_obs) {
+    if (j.kind == JOB_LOGITS) {
+        read_logits(il, j, n_obs);
+    } else if (j.kind == JOB_COSINES) {
+        read_cosines(il, j);
+    } else {
+        std::copy_n(fetch(j.out), mem.state()->layers[il].used[j.ih],
+                    value_norm.data() + tokens_at[j.ih]);
+    }
+}
+
+ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs, int32_t n_obs) {
+    const ra_layer & l       = mem.state()->layers[il];
+    const size_t     n_query = size_t(mem.tensors[il].n_head / l.n_head_kv) * size_t(n_obs);
     logits_at.assign(l.n_head_kv, 0);
-    key_sim_at.assign(l.n_head_kv, 0);
+    tokens_at.assign(l.n_head_kv, 0);
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
-        logits_at[ih]  = logits_at[ih - 1] + n_query * size_t(l.used[ih - 1]);
-        key_sim_at[ih] = key_sim_at[ih - 1] + size_t(l.used[ih - 1]);
+        logits_at[ih] = logits_at[ih - 1] + n_query * size_t(l.used[ih - 1]);
+        tokens_at[ih] = tokens_at[ih - 1] + size_t(l.used[ih - 1]);
     }
     std::vector<job> jobs;
     list_jobs(il, needs, jobs);
@@ -220,11 +249,7 @@ ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs) {
                             st == GGML_STATUS_ABORTED ? "was aborted" : "failed");
         }
         for (size_t i = begin; i < end; ++i) {
-            if (jobs[i].n_rows == 0) {
-                read_logits(il, jobs[i]);
-            } else {
-                read_cosines(il, jobs[i]);
-            }
+            read(il, jobs[i], n_obs);
         }
         begin = end;
     }
@@ -233,13 +258,16 @@ ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs) {
 
 ra_status ra_scorer::features(uint32_t needs, ra_features * f) {
     if (f->ih == 0) {
-        const ra_status st = compute_layer(f->il, needs);
+        const ra_status st = compute_layer(f->il, needs, f->n_obs);
         if (st != RA_STATUS_OK) {
             return st;
         }
     }
-    f->n_group     = mem.tensors[f->il].n_head / mem.tensors[f->il].n_head_kv;
-    f->attn_logits = (needs & RA_FEATURE_ATTN_LOGITS) ? logits.data() + logits_at[f->ih] : nullptr;
-    f->key_sim     = (needs & RA_FEATURE_KEY_SIM) ? key_sim.data() + key_sim_at[f->ih] : nullptr;
+    f->n_group      = mem.tensors[f->il].n_head / mem.tensors[f->il].n_head_kv;
+    const size_t at = tokens_at[f->ih];
+    f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];
+    f->key_sim      = key_sim.empty() ? nullptr : key_sim.data() + at;
+    f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;
+    f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;
     return RA_STATUS_OK;
 }

@@ -19,19 +19,23 @@ class ra_scorer {
     int64_t bytes() const;
 
   private:
-    // a block of rows of one head's cosine matrix, or (n_rows == 0) its attention logits
+    enum job_kind { JOB_LOGITS, JOB_COSINES, JOB_VALUE_NORMS };
+
+    // one product of one head; of the cosine matrix a block of rows
     struct job {
+        job_kind      kind;
         int32_t       ih;
         int32_t       row0;
         int32_t       n_rows;
         ggml_tensor * out;
     };
 
-    ra_status compute_layer(int32_t il, uint32_t needs);
+    ra_status compute_layer(int32_t il, uint32_t needs, int32_t n_obs);
     void      list_jobs(int32_t il, uint32_t needs, std::vector<job> & jobs) const;
     // builds the graph of jobs [begin, return value), as many as fit the scratch
     size_t        build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_cgraph ** gf);
-    void          read_logits(int32_t il, const job & j);
+    void          read(int32_t il, const job & j, int32_t n_obs);
+    void          read_logits(int32_t il, const job & j, int32_t n_obs);
     void          read_cosines(int32_t il, const job & j);
     const float * fetch(const ggml_tensor * t);
 
@@ -44,7 +48,12 @@ class ra_scorer {
 
     std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
     std::vector<size_t> logits_at; // [n_head_kv] offset into logits
-    std::vector<float>  key_sim;   // [n_slots], head after head
-    std::vector<size_t> key_sim_at;
-    std::vector<float>  staging; // rows read back from a device
+
+    // [n_slots], head after head; empty where nobody asks
+    std::vector<float>  key_sim;
+    std::vector<float>  key_cos;
+    std::vector<float>  value_norm;
+    std::vector<size_t> tokens_at; // [n_head_kv] offset into these
+
+    std::vector<float> staging; // rows read back from a device
 };

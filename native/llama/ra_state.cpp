@@ -12,7 +12,7 @@
 #include <cstring>
 
 static constexpr uint32_t RA_STATE_MAGIC   = 0x56534152; // "RASV"
-static constexpr uint32_t RA_STATE_VERSION = 1;
+static constexpr uint32_t RA_STATE_VERSION = 2;
 
 namespace {
 // what a state must share with the cache that it is loaded into
@@ -21,7 +21,7 @@ struct ra_state_header {
     uint32_t version;
     int32_t  n_layer;
     int32_t  buffer;
-    int32_t  n_window;
+    int32_t  n_ring;
     int32_t  has_window;
     int32_t  n_rot_k;
     int32_t  n_rot_v;
@@ -63,10 +63,8 @@ template <typename T> static T ra_read(llama_io_read_i & io) {
 
 static ra_state_header ra_header_of(const ra_memory & mem) {
     const ra_cache * c = mem.state();
-    return {
-        RA_STATE_MAGIC,           RA_STATE_VERSION,         c->n_layer,  c->settings.cfg.buffer,
-        c->settings.cfg.n_window, mem.needs_window ? 1 : 0, mem.n_rot_k, mem.n_rot_v
-    };
+    return { RA_STATE_MAGIC, RA_STATE_VERSION,         c->n_layer,  c->settings.cfg.buffer,
+             c->n_ring,      mem.needs_window ? 1 : 0, mem.n_rot_k, mem.n_rot_v };
 }
 
 static ra_state_layer ra_layer_of(const ra_layer & l, const ra_tensors & t) {
@@ -96,11 +94,13 @@ void ra_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id,
     for (int32_t il = 0; il < c->n_layer; ++il) {
         const ra_layer & l = c->layers[il];
         ra_write(io, ra_layer_of(l, tensors[il]));
+        ra_write(io, l.n_pos_scored);
         for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
             ra_write(io, l.budget[ih]);
             ra_write(io, l.used[ih]);
             ra_write(io, l.n_evicted[ih]);
             io.write(l.pos + l.offset[ih], size_t(l.used[ih]) * sizeof(int32_t));
+            io.write(l.state + l.offset[ih], size_t(l.used[ih]) * sizeof(float));
         }
     }
     for (int32_t il = 0; il < c->n_layer; ++il) {
@@ -116,7 +116,7 @@ void ra_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id,
         }
     }
     if (needs_window) {
-        io.write(c->window_pos, size_t(c->settings.cfg.n_window) * sizeof(int32_t));
+        io.write(c->window_pos, size_t(c->n_ring) * sizeof(int32_t));
         for (const ra_tensors & t : tensors) {
             if (t.q != nullptr) {
                 io.write_tensor(t.q, 0, ggml_nbytes(t.q));
@@ -138,6 +138,7 @@ static void ra_read_head(llama_io_read_i & io, ra_cache * c, ra_layer & l, int32
     }
     int32_t * pos = l.pos + *offset;
     io.read(pos, size_t(used) * sizeof(int32_t));
+    io.read(l.state + *offset, size_t(used) * sizeof(float));
     for (int32_t i = 0; i < used; ++i) {
         if (pos[i] < 0 || pos[i] >= n_pos || (i > 0 && pos[i] <= pos[i - 1])) {
             ra_state_throw("its positions are damaged");
@@ -175,6 +176,10 @@ static void ra_read_bookkeeping(llama_io_read_i & io, const ra_memory & mem, ra_
         if (memcmp(&want_layer, &got_layer, sizeof(want_layer)) != 0) {
             ra_state_throw("a layer has another shape, cache type or budget");
         }
+        l.n_pos_scored = ra_read<int32_t>(io);
+        if (l.n_pos_scored < 0 || l.n_pos_scored > n.n_pos) {
+            ra_state_throw("its counters are damaged");
+        }
         int64_t offset = 0;
         for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
             ra_read_head(io, c, l, ih, &offset, n.n_pos);
@@ -207,11 +212,10 @@ void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_stat
             }
         }
         if (needs_window) {
-            const int32_t n_window = c->settings.cfg.n_window;
-            io.read(c->window_pos, size_t(n_window) * sizeof(int32_t));
-            for (int32_t slot = 0; slot < n_window; ++slot) {
+            io.read(c->window_pos, size_t(c->n_ring) * sizeof(int32_t));
+            for (int32_t slot = 0; slot < c->n_ring; ++slot) {
                 const int32_t pos = c->window_pos[slot];
-                if (pos != -1 && (pos < 0 || pos >= c->n_pos || pos % n_window != slot)) {
+                if (pos != -1 && (pos < 0 || pos >= c->n_pos || pos % c->n_ring != slot)) {
                     ra_state_throw("its observation window is damaged");
                 }
             }

@@ -19,6 +19,11 @@ extern "C" {
 enum {
     RA_FEATURE_ATTN_LOGITS = 1 << 0,
     RA_FEATURE_KEY_SIM     = 1 << 1,
+    RA_FEATURE_KEY_COS     = 1 << 2,
+    RA_FEATURE_ALL_QUERIES =
+        1 << 3, /* attention logits of every query since the last compression (at
+                                      * most the newest `buffer`), not only of the window */
+    RA_FEATURE_VALUE_NORM = 1 << 4,
 };
 
 /* What a policy may read about the n_kv tokens of one head, in position order. Arrays of features
@@ -28,12 +33,19 @@ typedef struct ra_features {
     int32_t         ih;       /* KV head */
     int32_t         n_kv;     /* tokens, >= 1 */
     int32_t         n_window; /* of these the last ones, <= n_kv */
-    int32_t         n_obs;    /* queries at hand, <= n_window of the configuration; may be 0 */
+    int32_t         n_obs;    /* queries at hand; may be 0 */
     int32_t         n_group;  /* query heads per KV head */
     const int32_t * pos;      /* [n_kv] positions, ascending */
+    const int32_t * obs_pos;  /* [n_obs] positions of the queries, ascending */
 
     const float * attn_logits; /* [n_obs, n_group, n_kv] kq_scale * q.k, not masked */
     const float * key_sim;     /* [n_kv] mean thinned cosine, see ra_key_sim_rows() */
+    const float * key_cos;     /* [n_kv] mean cosine with all keys of the head, itself included */
+    const float * value_norm;  /* [n_kv] Euclidean norms of the V rows */
+
+    /* a number per token that the policy keeps from compression to compression */
+    const float * state; /* [n_kv] as left by the last one; NaN for a token that it did not see */
+    float *       state_out; /* [n_kv] to write; is a copy of state. In force if nothing fails */
 
     float * work; /* [3 * n_kv] scratch, contents undefined */
 } ra_features;
@@ -58,6 +70,9 @@ void ra_importance(const ra_config * cfg, const ra_features * f, float * out);
 void ra_policy_rkv_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_snapkv_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_streaming_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_h2o_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_keydiff_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_rkv_ema_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_random_score(const ra_config * cfg, const ra_features * f, float * score);
 
 #ifdef __cplusplus
