@@ -111,6 +111,12 @@ class ra_shape(ctypes.Structure):  # noqa: N801
     )
 
 
+class ra_robustify_params(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (("gamma", c_double), ("lo", c_double), ("hi", c_double))
+
+
 check_struct_sizes(
     _lib,
     {
@@ -203,6 +209,22 @@ ra_policy_score = _bind(
         _int32s,
         _floats,
     ],
+    _status,
+)
+ra_policy_score_state = _bind(
+    "ra_policy_score_state",
+    [*ra_policy_score.argtypes[:-1], _floats, _floats, _floats],
+    _status,
+)
+ra_robustify = _bind(
+    "ra_robustify",
+    [POINTER(ra_robustify_params), c_int32, POINTER(c_double), c_int64, c_int32, _int32s],
+    _status,
+)
+ra_alloc_layers_run = _bind("ra_alloc_layers_run", [POINTER(ra_config), c_int32, _int32s], _status)
+ra_alloc_heads_run = _bind(
+    "ra_alloc_heads_run",
+    [POINTER(ra_config), c_int32, _int32s, _floats, _int32s, _int32s],
     _status,
 )
 ra_select_keep = _bind("ra_select_keep", [c_int32, _floats, c_int32, POINTER(c_uint8)], _status)

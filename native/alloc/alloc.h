@@ -44,20 +44,6 @@ typedef struct ra_alloc_heads {
     ra_alloc_heads_fn run;
 } ra_alloc_heads;
 
-/* How a demand becomes budgets (robustify.c); the paper's values as defaults. */
-typedef struct ra_robustify_params {
-    double gamma; /* exponent that flattens the demand. 0.5 */
-    double lo;    /* least share, times the mean; 0..1. 0.25 */
-    double hi;    /* largest share, times the mean; >= 1. 2.0 */
-} ra_robustify_params;
-
-/* budgets [n] out, from demand [n] >= 0: sum == total exactly, each >= floor_tokens and at most
- * max(floor(hi * total / n), ceil(total / n), floor_tokens). Deterministic; equal demands differ by
- * at most one token, the lower index first. RA_STATUS_INVALID, BUDGET (n * floor_tokens > total) or
- * NO_MEMORY; budgets are then untouched. Source: arXiv:2606.11164. */
-ra_status ra_robustify(const ra_robustify_params * p, int32_t n, const double * demand,
-                       int64_t total, int32_t floor_tokens, int32_t * budgets);
-
 ra_status ra_alloc_layers_uniform(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
 ra_status ra_alloc_layers_pyramid(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
 ra_status ra_alloc_layers_wave(const ra_config * cfg, int32_t n_layer, int32_t * budgets);

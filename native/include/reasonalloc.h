@@ -334,6 +334,36 @@ RA_API ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_
  * RA_STATUS_BUDGET. */
 RA_API ra_status ra_select_keep(int32_t n_kv, const float * score, int32_t budget, uint8_t * keep);
 
+/* ------------------------------------------------------------------------------------------- */
+/* allocators, for tests and tools                                                              */
+/* ------------------------------------------------------------------------------------------- */
+
+/* How a demand becomes budgets; the paper's values as defaults. */
+typedef struct ra_robustify_params {
+    double gamma; /* exponent that flattens the demand, >= 0. 0.5 */
+    double lo;    /* least share, times the mean; 0..1. 0.25 */
+    double hi;    /* largest share, times the mean; >= 1. 2.0 */
+} ra_robustify_params;
+
+/* budgets [n] out, from demand [n] >= 0: sum == total exactly, each >= floor_tokens and at most
+ * max(floor(hi * total / n), ceil(total / n), floor_tokens). Deterministic; equal demands differ by
+ * at most one token, the lower index first. RA_STATUS_INVALID, BUDGET (n * floor_tokens > total) or
+ * NO_MEMORY; budgets are then untouched. Source: arXiv:2606.11164. */
+RA_API ra_status ra_robustify(const ra_robustify_params * p, int32_t n, const double * demand,
+                              int64_t total, int32_t floor_tokens, int32_t * budgets);
+
+/* Runs cfg's layer allocator: budgets [n_layer] out, tokens per KV head. */
+RA_API ra_status ra_alloc_layers_run(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
+
+/* Runs cfg's head allocator on one layer, as a compression does.
+ *   n_kv    [n_head_kv]    tokens of each head
+ *   score   [sum of n_kv]  head after head; +INFINITY = must stay
+ *   initial [n_head_kv]    budgets that the layer was made with; their sum is split anew
+ *   budgets [n_head_kv]    out */
+RA_API ra_status ra_alloc_heads_run(const ra_config * cfg, int32_t n_head_kv, const int32_t * n_kv,
+                                    const float * score, const int32_t * initial,
+                                    int32_t * budgets);
+
 #ifdef __cplusplus
 }
 #endif

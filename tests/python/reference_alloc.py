@@ -1,0 +1,63 @@
+"""NumPy definition of the allocators: ReasonAlloc, arXiv:2606.11164, and PyramidKV, 2406.02069.
+
+Written from the formulas. Budgets are compared with `check_rounding`, since two correct solutions
+may round a tie of remainders differently.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def shares(
+    demand: Array, total: int, floor: int, gamma: float = 0.5, lo: float = 0.25, hi: float = 2.0
+) -> tuple[Array, float]:
+    """Real-valued budgets [n] with sum `total`, and their cap.
+
+    x = clip(s * w, floor, cap), w = clip(d^gamma, lo * mean, hi * mean). s is found exactly: the
+    sum is piecewise linear in s, with a bend where an entry leaves the floor or reaches the cap.
+    """
+    n = len(demand)
+    largest = demand.max()
+    w = (demand / largest) ** gamma if largest > 0 else np.ones(n)
+    w = np.maximum(np.clip(w, lo * w.mean(), hi * w.mean()), 1e-12)
+    mean = total / n
+    cap = max(np.floor(hi * mean + 1e-9), np.ceil(mean), floor)
+    bends = np.unique(np.concatenate([floor / w, cap / w]))
+    sums = np.array([np.clip(s * w, floor, cap).sum() for s in bends])
+    right = int(np.searchsorted(sums, total - 1e-9))
+    if right == 0:
+        return np.clip(bends[0] * w, floor, cap), cap
+    right = min(right, len(bends) - 1)
+    left = right - 1
+    rise = sums[right] - sums[left]
+    t = (total - sums[left]) / rise if rise > 0 else 0.0
+    s = bends[left] + t * (bends[right] - bends[left])
+    return np.clip(s * w, floor, cap), cap
+
+
+def check_rounding(budgets: Array, x: Array, total: int, floor: int, cap: float) -> None:
+    """Assert that whole `budgets` are `x` rounded by largest remainder, within bounds."""
+    assert budgets.sum() == total
+    assert budgets.min() >= floor
+    assert budgets.max() <= cap
+    assert np.abs(budgets - x).max() < 1.0 + 1e-6
+    up, down = budgets > x + 1e-6, budgets < x - 1e-6
+    if up.any() and down.any():
+        fraction = x - np.floor(x)
+        assert fraction[up].min() >= fraction[down].max() - 1e-6
+
+
+def pyramid_line(budget: int, n_layer: int, beta: float = 20.0) -> Array:
+    """Layer budgets falling from 2B - B/beta to B/beta."""
+    last = budget / beta
+    return np.linspace(2 * budget - last, last, n_layer) if n_layer > 1 else np.array([budget])
+
+
+def head_demand(scores: list[Array], total: int) -> Array:
+    """Tokens of each head among the `total` best of the layer (all that tie with the last)."""
+    pooled = np.sort(np.concatenate(scores))[::-1]
+    tau = pooled[min(total, len(pooled)) - 1]
+    return np.array([np.count_nonzero(s >= tau) for s in scores], dtype=float)
