@@ -207,6 +207,7 @@ void ra_cache_truncate(ra_cache * c, int32_t pos) {
             }
             is_empty = is_empty && l->used[ih] == 0;
         }
+        l->n_pos_scored = pos < l->n_pos_scored ? pos : l->n_pos_scored;
     }
     ra_cache_forget_window(c, pos);
     c->n_pos = is_empty ? 0 : (pos < c->n_pos ? pos : c->n_pos);
@@ -298,6 +299,7 @@ ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * bu
                         (long long) wanted, (long long) limit);
     }
     memcpy(l->initial, budgets, n * sizeof(*budgets));
+    l->has_new_table = true;
     if (c->n_pos == 0) {
         ra_cache_clear(c);
     }

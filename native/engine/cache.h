@@ -25,7 +25,8 @@ typedef struct ra_layer {
     float *   state_out; /* [n_slots] likewise: state after it */
     int32_t * planned;   /* [n_head_kv] budgets of a planned compression */
     bool      is_planned;
-    int32_t   n_pos_scored; /* n_pos at its last compression */
+    bool      has_new_table; /* `initial` was replaced since its last compression */
+    int32_t   n_pos_scored;  /* n_pos at its last compression */
 } ra_layer;
 
 typedef struct ra_cache {

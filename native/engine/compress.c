@@ -193,13 +193,14 @@ static ra_status ra_commit_layer(ra_cache * c, const ra_cache_ops * ops, int32_t
         ra_shift_head(c, ops, il, ih, offset);
         l->budget[ih] = l->planned[ih];
     }
-    l->n_pos_scored = c->n_pos;
+    l->n_pos_scored  = c->n_pos;
+    l->has_new_table = false;
     return ops->move_end(ops->user, il);
 }
 
 static bool ra_layer_is_over(const ra_layer * l) {
     for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
-        if (l->used[ih] > l->initial[ih] || l->used[ih] > l->budget[ih]) {
+        if (l->used[ih] > l->budget[ih] || (l->has_new_table && l->used[ih] > l->initial[ih])) {
             return true;
         }
     }

@@ -17,6 +17,8 @@ typedef struct ra_pool {
     int32_t ** tags;   /* [n_layer][n_slots] */
     float *    logits; /* what the features callback hands out */
     float *    key_sim;
+    float *    key_cos;
+    float *    value_norm;
     int32_t    open_layer; /* between move_begin and move_end; else -1 */
     int32_t    n_features; /* calls so far */
     int32_t    n_begins;
@@ -52,11 +54,15 @@ static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_feature
         p->logits[i] = is_odd ? ra_pool_odd_float() : 4.0f * ra_test_float();
     }
     for (int32_t i = 0; i < f->n_kv; ++i) {
-        p->key_sim[i] = is_odd ? ra_pool_odd_float() : ra_test_float();
+        p->key_sim[i]    = is_odd ? ra_pool_odd_float() : ra_test_float();
+        p->key_cos[i]    = is_odd ? ra_pool_odd_float() : ra_test_float();
+        p->value_norm[i] = ra_test_int(0, 20) == 0 ? 100.0f : 1.0f + ra_test_float();
     }
     f->n_group     = RA_POOL_GROUP;
     f->attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? p->logits : NULL;
     f->key_sim     = needs & RA_FEATURE_KEY_SIM ? p->key_sim : NULL;
+    f->key_cos     = needs & RA_FEATURE_KEY_COS ? p->key_cos : NULL;
+    f->value_norm  = needs & RA_FEATURE_VALUE_NORM ? p->value_norm : NULL;
     return RA_STATUS_OK;
 }
 
@@ -97,11 +103,13 @@ static inline ra_cache_ops ra_pool_ops(ra_pool * p) {
 
 /* Takes the cache over. */
 static inline void ra_pool_init(ra_pool * p, ra_cache * c) {
-    const size_t n_window = (size_t) c->settings.cfg.n_window;
-    *p                    = (ra_pool){ .cache = c, .open_layer = -1 };
-    p->tags               = calloc((size_t) c->n_layer, sizeof(*p->tags));
-    p->logits  = calloc(n_window * RA_POOL_GROUP * (size_t) c->n_slots_max, sizeof(float));
-    p->key_sim = calloc((size_t) c->n_slots_max, sizeof(float));
+    const size_t n = (size_t) c->n_slots_max;
+    *p             = (ra_pool){ .cache = c, .open_layer = -1 };
+    p->tags        = calloc((size_t) c->n_layer, sizeof(*p->tags));
+    p->logits      = calloc((size_t) c->n_ring * RA_POOL_GROUP * n, sizeof(float));
+    p->key_sim     = calloc(n, sizeof(float));
+    p->key_cos     = calloc(n, sizeof(float));
+    p->value_norm  = calloc(n, sizeof(float));
     for (int32_t il = 0; il < c->n_layer; ++il) {
         p->tags[il] = calloc((size_t) c->layers[il].n_slots, sizeof(int32_t));
     }
@@ -114,6 +122,8 @@ static inline void ra_pool_free(ra_pool * p) {
     free(p->tags);
     free(p->logits);
     free(p->key_sim);
+    free(p->key_cos);
+    free(p->value_norm);
     ra_cache_free(p->cache);
 }
 
@@ -165,6 +175,37 @@ static inline void ra_pool_check(const ra_pool * p) {
         CHECK(end <= l->n_slots);
     }
     CHECK_EQ(p->open_layer, -1);
+}
+
+/* everything of a layer that a failed compression must not change */
+typedef struct ra_pool_snapshot {
+    int32_t * ints; /* budget, offset, used, initial, pos, tags */
+    int64_t   n_evicted;
+} ra_pool_snapshot;
+
+static inline ra_pool_snapshot ra_pool_snapshot_take(const ra_pool * p, int32_t il) {
+    const ra_layer * l    = &p->cache->layers[il];
+    const size_t     n    = (size_t) l->n_head_kv;
+    const size_t     rows = (size_t) l->n_slots;
+    ra_pool_snapshot s    = { .ints      = malloc((4 * n + 2 * rows) * sizeof(int32_t)),
+                              .n_evicted = p->cache->n_evicted };
+    memcpy(s.ints, l->budget, n * sizeof(int32_t));
+    memcpy(s.ints + n, l->offset, n * sizeof(int32_t));
+    memcpy(s.ints + 2 * n, l->used, n * sizeof(int32_t));
+    memcpy(s.ints + 3 * n, l->initial, n * sizeof(int32_t));
+    memcpy(s.ints + 4 * n, l->pos, rows * sizeof(int32_t));
+    memcpy(s.ints + 4 * n + rows, p->tags[il], rows * sizeof(int32_t));
+    return s;
+}
+
+/* frees the snapshot */
+static inline void ra_pool_snapshot_check(ra_pool_snapshot * s, const ra_pool * p, int32_t il) {
+    const ra_layer * l   = &p->cache->layers[il];
+    ra_pool_snapshot now = ra_pool_snapshot_take(p, il);
+    CHECK_ARRAY(now.ints, s->ints, 4 * l->n_head_kv + 2 * l->n_slots);
+    CHECK_EQ(now.n_evicted, s->n_evicted);
+    free(now.ints);
+    free(s->ints);
 }
 
 /* Small budgets for tests: 2 sinks, a window of 4, a buffer of 8. */

@@ -30,7 +30,7 @@ static void test_layout(void) {
     CHECK_ARRAY(layers[2].budget, ((int32_t[2]){ 11, 12 }), 2);
     CHECK_EQ(ra_cache_room(p.cache), 15);
     CHECK_EQ(ra_cache_contiguous_from(p.cache), -1);
-    CHECK_EQ(ra_cache_n_obs(p.cache), 0);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 0);
     ra_pool_append(&p, 15);
     CHECK_EQ(ra_cache_room(p.cache), 0);
     CHECK_EQ(p.cache->peak_tokens, 15);
@@ -45,15 +45,21 @@ static void test_append_and_window(void) {
         return;
     }
     ra_pool_append(&p, 3);
-    CHECK_EQ(ra_cache_n_obs(p.cache), 3);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 3);
     CHECK_EQ(p.cache->n_pos, 3);
     ra_pool_append(&p, 6); /* more than the window at once */
-    CHECK_EQ(ra_cache_n_obs(p.cache), 4);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 4);
     CHECK_ARRAY(p.cache->window_pos, ((int32_t[4]){ 8, 5, 6, 7 }), 4);
     CHECK_EQ(ra_cache_room(p.cache), 11);
     CHECK_EQ(ra_cache_contiguous_from(p.cache), 0);
     CHECK_EQ(p.cache->n_tokens_total, 9);
     ra_pool_check(&p);
+
+    /* a gap in the positions: the window ends at the newest, so only its two queries are at hand */
+    ra_cache_append(p.cache, 12, 2);
+    CHECK_EQ(p.cache->n_pos, 14);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 2);
+    CHECK_EQ(ra_cache_contiguous_from(p.cache), 12);
     ra_pool_free(&p);
 }
 
@@ -69,10 +75,10 @@ static void test_truncate(void) {
     CHECK_EQ(p.cache->n_pos, 10);
     ra_cache_truncate(p.cache, 8);
     CHECK_EQ(p.cache->n_pos, 8);
-    CHECK_EQ(ra_cache_n_obs(p.cache), 2);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 2);
     check_kept(&p, 0, 1, ((int32_t[8]){ 0, 1, 2, 3, 4, 5, 6, 7 }), 8);
     ra_pool_append(&p, 1);
-    CHECK_EQ(ra_cache_n_obs(p.cache), 3);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 3);
     CHECK_EQ(ra_cache_room(p.cache), 11);
     ra_pool_check(&p);
     ra_cache_truncate(p.cache, 0);
@@ -82,6 +88,36 @@ static void test_truncate(void) {
     ra_pool_append(&p, 5);
     ra_cache_truncate(p.cache, -7);
     CHECK_EQ(p.cache->n_pos, 0);
+    ra_pool_check(&p);
+    ra_pool_free(&p);
+}
+
+/* A policy that wants all queries gets those since the last compression, at most `buffer`, also when
+ * the sequence goes back to before it. */
+static void test_all_queries(void) {
+    const ra_policy all = { .name = "all", .summary = "", .needs = RA_FEATURE_ALL_QUERIES };
+    ra_config       cfg = ra_pool_config("h2o", 20);
+    ra_pool         p;
+    cfg.n_protect = 10;
+    if (!ra_pool_make(&p, &cfg, 2, two_layers)) {
+        return;
+    }
+    CHECK((p.cache->settings.policy->needs & all.needs) != 0);
+    const ra_cache_ops ops = ra_pool_ops(&p);
+    ra_pool_append(&p, 25);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 8);
+    CHECK_ARRAY(p.cache->obs_pos, ((int32_t[8]){ 17, 18, 19, 20, 21, 22, 23, 24 }), 8);
+    CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_OK);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 0);
+    ra_pool_append(&p, 3);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 3);
+    CHECK_ARRAY(p.cache->obs_pos, ((int32_t[3]){ 25, 26, 27 }), 3);
+    CHECK(p.cache->min_evicted >= 10);
+    ra_cache_truncate(p.cache, 10);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 0);
+    ra_pool_append(&p, 4);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 4);
+    CHECK_ARRAY(p.cache->obs_pos, ((int32_t[4]){ 10, 11, 12, 13 }), 4);
     ra_pool_check(&p);
     ra_pool_free(&p);
 }
@@ -122,7 +158,7 @@ static void test_after_a_compression(void) {
     CHECK_EQ(p.cache->min_evicted, INT32_MAX);
     CHECK_EQ(p.cache->peak_tokens, 0);
     CHECK_EQ(p.cache->n_tokens_total, 15);
-    CHECK_EQ(ra_cache_n_obs(p.cache), 0);
+    CHECK_EQ(ra_cache_list_queries(p.cache, 0), 0);
     CHECK_EQ(ra_cache_room(p.cache), 15);
     ra_pool_check(&p);
     ra_pool_free(&p);
@@ -228,6 +264,7 @@ int main(void) {
     test_layout();
     test_append_and_window();
     test_truncate();
+    test_all_queries();
     test_after_a_compression();
     test_set_protect();
     test_set_head_budgets();

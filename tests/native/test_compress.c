@@ -1,39 +1,8 @@
-/* engine/compress.c by hand: who stays, where the segments go, and what a failure leaves behind.
- * Long random runs: test_compress_random.c. */
+/* engine/compress.c by hand: who stays, where the segments go, what a policy is given. Failures:
+ * test_compress_failure.c; long random runs: test_compress_random.c. */
 #include "ra_pool.h"
 
 static const int32_t three_heads[1] = { 3 };
-
-/* everything of a layer that a failed compression must not change */
-typedef struct snapshot {
-    int32_t * ints; /* budget, offset, used, initial, pos, tags */
-    int64_t   n_evicted;
-} snapshot;
-
-static snapshot snapshot_take(const ra_pool * p, int32_t il) {
-    const ra_layer * l    = &p->cache->layers[il];
-    const size_t     n    = (size_t) l->n_head_kv;
-    const size_t     rows = (size_t) l->n_slots;
-    snapshot         s    = { .ints      = malloc((4 * n + 2 * rows) * sizeof(int32_t)),
-                              .n_evicted = p->cache->n_evicted };
-    memcpy(s.ints, l->budget, n * sizeof(int32_t));
-    memcpy(s.ints + n, l->offset, n * sizeof(int32_t));
-    memcpy(s.ints + 2 * n, l->used, n * sizeof(int32_t));
-    memcpy(s.ints + 3 * n, l->initial, n * sizeof(int32_t));
-    memcpy(s.ints + 4 * n, l->pos, rows * sizeof(int32_t));
-    memcpy(s.ints + 4 * n + rows, p->tags[il], rows * sizeof(int32_t));
-    return s;
-}
-
-/* frees the snapshot */
-static void snapshot_check(snapshot * s, const ra_pool * p, int32_t il) {
-    const ra_layer * l   = &p->cache->layers[il];
-    snapshot         now = snapshot_take(p, il);
-    CHECK_ARRAY(now.ints, s->ints, 4 * l->n_head_kv + 2 * l->n_slots);
-    CHECK_EQ(now.n_evicted, s->n_evicted);
-    free(now.ints);
-    free(s->ints);
-}
 
 static void check_segments(const ra_pool * p, const int32_t * budget, const int32_t * offset) {
     const ra_layer * l = &p->cache->layers[0];
@@ -135,6 +104,9 @@ static ra_status record_features(void * user, uint32_t needs, ra_features * f) {
     CHECK(f->pos == l->pos + l->offset[f->ih]);
     CHECK_EQ(f->n_window, 4);
     CHECK(f->attn_logits == NULL && f->key_sim == NULL && f->work != NULL);
+    for (int32_t o = 0; o < f->n_obs; ++o) {
+        CHECK_EQ(f->obs_pos[o], 15 - f->n_obs + o);
+    }
     return ra_pool_features(a->pool, needs, f);
 }
 
@@ -166,108 +138,140 @@ static void test_features_asked_for(void) {
                                    .move_end   = nothing_to_begin,
                                    .user       = &a };
         ra_pool_append(&p, 17);
-        ra_cache_truncate(p.cache, 15); /* two queries of the window are gone */
+        ra_cache_truncate(p.cache, 15); /* the newest two queries are gone */
         CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_OK);
         const uint32_t needs = ra_policy_find(ra_policy_name(i))->needs;
         CHECK_EQ(a.n_calls, needs != 0 ? 3 : 0);
         CHECK_EQ(a.needs, needs);
-        CHECK_EQ(a.n_obs, needs != 0 ? 2 : 0);
+        const bool wants_all = (needs & RA_FEATURE_ALL_QUERIES) != 0;
+        CHECK_EQ(a.n_obs, needs == 0 ? 0 : wants_all ? 6 : 2);
         ra_pool_free(&p);
     }
 }
 
-/* Whichever call for features fails, in the first or a later layer, nothing has changed. */
-static void test_failed_features(void) {
-    const int32_t   n_head_kv[3] = { 2, 0, 3 };
-    const ra_config cfg          = ra_pool_config("rkv", 12);
-    for (int32_t fail = 1; fail <= 5; ++fail) {
-        ra_pool p;
-        int32_t n_layers = -1;
-        if (!ra_pool_make(&p, &cfg, 3, n_head_kv)) {
-            return;
-        }
-        const ra_cache_ops ops = ra_pool_ops(&p);
-        ra_pool_append(&p, 20);
-        snapshot before[3] = { snapshot_take(&p, 0), snapshot_take(&p, 1), snapshot_take(&p, 2) };
-        p.fail_features    = fail;
-        CHECK_STATUS(ra_cache_compress(p.cache, &ops, &n_layers), RA_STATUS_COMPUTE);
-        CHECK_EQ(p.n_features, fail);
-        CHECK_EQ(p.n_begins, 0);
-        CHECK_EQ(p.cache->n_compressions, 0);
-        CHECK_EQ(p.cache->min_evicted, INT32_MAX);
-        for (int32_t il = 0; il < 3; ++il) {
-            snapshot_check(&before[il], &p, il);
-        }
-        CHECK_STATUS(ra_cache_compress(p.cache, &ops, &n_layers), RA_STATUS_OK);
-        CHECK_EQ(n_layers, 2);
-        CHECK_EQ(p.cache->n_compressions, 1);
-        CHECK_EQ(p.cache->n_evicted, 5 * 8);
-        ra_pool_check(&p);
-        ra_pool_free(&p);
-    }
-}
-
-/* A layer whose moves cannot begin stays as it was; the cache goes on afterwards. */
-static void test_failed_begin(void) {
-    const int32_t   n_head_kv[2] = { 2, 3 };
-    const ra_config cfg          = ra_pool_config("snapkv", 12);
-    for (int32_t fail = 1; fail <= 2; ++fail) {
-        ra_pool p;
-        if (!ra_pool_make(&p, &cfg, 2, n_head_kv)) {
-            return;
-        }
-        const ra_cache_ops ops = ra_pool_ops(&p);
-        ra_pool_append(&p, 20);
-        snapshot before = snapshot_take(&p, 1);
-        p.fail_begin    = fail;
-        CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_COMPUTE);
-        CHECK_EQ(p.cache->layers[0].used[0], fail == 1 ? 20 : 12);
-        before.n_evicted = fail == 1 ? 0 : 2 * 8;
-        snapshot_check(&before, &p, 1);
-        ra_pool_check(&p);
-        CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_OK);
-        CHECK_EQ(p.cache->n_evicted, 5 * 8);
-        CHECK_EQ(ra_cache_room(p.cache), 8);
-        ra_pool_check(&p);
-        ra_pool_free(&p);
-    }
-}
-
-/* An allocator that fails, or gives a head less than what must stay. */
-static ra_status alloc_too_small(const ra_config * cfg, const ra_alloc_heads_in * in,
-                                 int32_t * budgets) {
-    for (int32_t ih = 0; ih < in->n_head_kv; ++ih) {
-        budgets[ih] = ih == 1 ? in->floor - 2 : in->initial[ih];
-    }
-    CHECK_EQ(in->floor, ra_config_floor(cfg, 0));
-    return RA_STATUS_OK;
-}
-
-static ra_status alloc_fails(const ra_config * cfg, const ra_alloc_heads_in * in,
-                             int32_t * budgets) {
+/* A policy's number stays with its token, through moves of rows; a failed compression leaves it. */
+static void score_and_remember(const ra_config * cfg, const ra_features * f, float * score) {
     (void) cfg;
-    (void) in;
-    (void) budgets;
-    return ra_error(RA_STATUS_NO_MEMORY, "allocator failed on purpose");
+    for (int32_t j = 0; j < f->n_kv; ++j) {
+        const float own = (float) (f->pos[j] * 4 + f->ih);
+        CHECK(isnan(f->state[j]) || f->state[j] == own);
+        CHECK(isnan(f->state[j]) == isnan(f->state_out[j]));
+        f->state_out[j] = own;
+        score[j]        = (float) ((f->pos[j] * 37 + f->ih) % 101);
+    }
 }
 
-static void test_failed_allocator(void) {
-    const ra_alloc_heads small = { "small", alloc_too_small };
-    const ra_alloc_heads fails = { "fails", alloc_fails };
-    const ra_config      cfg   = ra_pool_config("random", 12);
-    ra_pool              p;
+static void check_state(const ra_pool * p, int32_t n_seen) {
+    const ra_layer * l = &p->cache->layers[0];
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        for (int32_t row = l->offset[ih]; row < l->offset[ih] + l->used[ih]; ++row) {
+            if (l->pos[row] < n_seen) {
+                CHECK_NEAR(l->state[row], l->pos[row] * 4 + ih, 0.0);
+            } else {
+                CHECK(isnan(l->state[row]));
+            }
+        }
+    }
+}
+
+static void test_state_follows_its_token(void) {
+    const ra_policy policy = { .name = "remember", .summary = "", .score = score_and_remember };
+    const ra_config cfg    = ra_pool_config("random", 12);
+    const int32_t   budgets[4][3] = { { 22, 7, 7 }, { 7, 7, 22 }, { 8, 20, 8 }, { 7, 10, 19 } };
+    ra_pool         p;
     if (!ra_pool_make(&p, &cfg, 1, three_heads)) {
         return;
     }
-    const ra_cache_ops ops = ra_pool_ops(&p);
-    ra_pool_append(&p, 20);
-    snapshot before              = snapshot_take(&p, 0);
-    p.cache->settings.head_alloc = &small;
-    CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_BUDGET);
-    p.cache->settings.head_alloc = &fails;
-    CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_NO_MEMORY);
-    snapshot_check(&before, &p, 0);
-    CHECK_EQ(p.n_begins, 0);
+    const ra_cache_ops ops   = ra_pool_ops(&p);
+    p.cache->settings.policy = &policy;
+    for (int32_t round = 0; round < 40; ++round) {
+        const int32_t n_seen = p.cache->n_pos;
+        ra_pool_append(&p, ra_cache_room(p.cache));
+        check_state(&p, n_seen);
+        p.fail_begin = round % 5 == 4 ? p.n_begins + 1 : 0;
+        if (p.fail_begin > 0) {
+            CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_COMPUTE);
+            check_state(&p, n_seen);
+        }
+        CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_OK);
+        check_state(&p, p.cache->n_pos);
+        CHECK_STATUS(ra_cache_set_head_budgets(p.cache, 0, budgets[round % 4], 3), RA_STATUS_OK);
+    }
+    ra_cache_clear(p.cache);
+    ra_pool_append(&p, 3);
+    check_state(&p, 0);
+    ra_pool_free(&p);
+}
+
+/* Outlying value norms: at most n_guard tokens of a head stay because of them, the largest first. */
+static ra_status features_with_outliers(void * user, uint32_t needs, ra_features * f) {
+    const ra_status st = ra_pool_features(user, needs, f);
+    CHECK((needs & RA_FEATURE_VALUE_NORM) != 0);
+    for (int32_t i = 0; i < f->n_kv; ++i) {
+        const int32_t pos                 = f->pos[i];
+        ((ra_pool *) user)->value_norm[i] = pos == 3   ? 50.0f
+                                            : pos == 5 ? 40.0f
+                                            : pos == 7 ? 60.0f
+                                                       : 1.0f;
+    }
+    return st;
+}
+
+static void test_value_guard(void) {
+    /* the outliers lie 3.2, 2.6 and 2.0 standard deviations above the mean */
+    const float   guards[3]   = { 0.0f, 1.5f, 3.0f };
+    const int32_t kept[3][10] = { { 0, 1, 16, 17, 18, 19, 20, 21, 22, 23 },
+                                  { 0, 1, 3, 7, 18, 19, 20, 21, 22, 23 },
+                                  { 0, 1, 7, 17, 18, 19, 20, 21, 22, 23 } };
+    for (int32_t i = 0; i < 3; ++i) {
+        ra_config cfg = ra_pool_config("streaming", 10);
+        ra_pool   p;
+        cfg.buffer      = 14;
+        cfg.n_guard     = 2;
+        cfg.value_guard = guards[i];
+        if (!ra_pool_make(&p, &cfg, 1, three_heads)) {
+            return;
+        }
+        ra_cache_ops ops = ra_pool_ops(&p);
+        ops.features     = features_with_outliers;
+        ra_pool_append(&p, 24);
+        CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_OK);
+        CHECK_EQ(p.n_features, i == 0 ? 0 : 3);
+        CHECK_ARRAY(p.cache->layers[0].pos, kept[i], 10);
+        ra_pool_check(&p);
+        ra_pool_free(&p);
+    }
+}
+
+/* A compression with no head over the budget in force does nothing, whatever the allocator has made
+ * of the initial budgets. */
+static void score_by_head(const ra_config * cfg, const ra_features * f, float * score) {
+    (void) cfg;
+    for (int32_t j = 0; j < f->n_kv; ++j) {
+        score[j] = f->ih == 0 ? 10.0f + (float) j : 0.001f * (float) j;
+    }
+}
+
+static void test_nothing_over_budget(void) {
+    const ra_policy policy = { .name = "by head", .summary = "", .score = score_by_head };
+    ra_config       cfg    = ra_pool_config("random", 20);
+    ra_pool         p;
+    cfg.head_alloc = "adaptive";
+    if (!ra_pool_make(&p, &cfg, 1, three_heads)) {
+        return;
+    }
+    const ra_cache_ops ops   = ra_pool_ops(&p);
+    int32_t            n     = -1;
+    p.cache->settings.policy = &policy;
+    ra_pool_append(&p, 28);
+    CHECK_STATUS(ra_cache_compress(p.cache, &ops, &n), RA_STATUS_OK);
+    CHECK_EQ(n, 1);
+    CHECK(p.cache->layers[0].budget[0] > 20);
+    ra_pool_snapshot before = ra_pool_snapshot_take(&p, 0);
+    CHECK_STATUS(ra_cache_compress(p.cache, &ops, &n), RA_STATUS_OK);
+    CHECK_EQ(n, 0);
+    CHECK_EQ(p.cache->n_compressions, 1);
+    ra_pool_snapshot_check(&before, &p, 0);
     ra_pool_free(&p);
 }
 
@@ -275,8 +279,8 @@ int main(void) {
     test_segments_move_both_ways();
     test_ties_and_numbers_that_are_none();
     test_features_asked_for();
-    test_failed_features();
-    test_failed_begin();
-    test_failed_allocator();
+    test_state_follows_its_token();
+    test_value_guard();
+    test_nothing_over_budget();
     return ra_test_result();
 }

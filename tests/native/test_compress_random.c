@@ -4,7 +4,7 @@
  * the traced scores alone which tokens stay; afterwards lists, rows and counters must agree. */
 #include "ra_pool.h"
 
-enum { N_LAYER = 4, MAX_HEADS = 5, MAX_HELD = 256, MAX_POS = 1 << 16, N_OPERATIONS = 1000 };
+enum { N_LAYER = 4, MAX_HEADS = 5, MAX_HELD = 256, MAX_POS = 1 << 16, N_OPERATIONS = 800 };
 
 static const int32_t n_head_kv[N_LAYER] = { 4, 0, 1, 5 };
 
@@ -24,7 +24,8 @@ typedef struct world {
     bool    has_query[MAX_POS];
     int32_t n_pos;
     int32_t n_protect;
-    int32_t last_append; /* its first position while it can be taken back; else -1 */
+    int32_t n_pos_scored[N_LAYER]; /* n_pos at a layer's last compression */
+    int32_t last_append;           /* its first position while it can be taken back; else -1 */
     int32_t min_evicted;
     int64_t n_evicted;
 } world;
@@ -52,10 +53,11 @@ static void on_trace(void * user, int64_t i_compression, int32_t n_pos, int32_t 
         CHECK_ARRAY(pos, held->pos, n);
         next->n            = 0;
         w->budgets[il][ih] = budgets[ih];
+        int32_t n_guarded  = 0;
         for (int32_t i = 0; i < n; ++i) {
             const bool must = pos[i] < int_max(cfg->n_sink, w->n_protect) || i >= n - cfg->n_window;
-            CHECK_EQ(score[i] == INFINITY, must);
-            CHECK(must || isfinite(score[i]));
+            CHECK(must ? score[i] == INFINITY : !isnan(score[i]) && score[i] != -INFINITY);
+            n_guarded += !must && score[i] == INFINITY;
             int32_t rank = 0;
             for (int32_t j = 0; j < n; ++j) {
                 rank += score[j] > score[i] || (score[j] == score[i] && j > i);
@@ -66,6 +68,7 @@ static void on_trace(void * user, int64_t i_compression, int32_t n_pos, int32_t 
                 next->pos[next->n++] = pos[i];
             }
         }
+        CHECK(n_guarded <= (cfg->value_guard > 0.0f ? cfg->n_guard : 0));
         pos += n;
         score += n;
         keep += n;
@@ -94,10 +97,35 @@ static int32_t naive_contiguous_from(const world * w) {
     return w->n_pos > 0 ? 0 : -1;
 }
 
+static bool wants_all(const world * w) {
+    return (w->pool.cache->settings.policy->needs & RA_FEATURE_ALL_QUERIES) != 0;
+}
+
+/* queries that are remembered */
+static int32_t ring_size(const world * w) {
+    const ra_config * cfg = &w->pool.cache->settings.cfg;
+    return wants_all(w) ? int_max(cfg->buffer, cfg->n_window) : cfg->n_window;
+}
+
+static void check_queries(const world * w) {
+    ra_cache * c = w->pool.cache;
+    for (int32_t il = 0; il < N_LAYER; ++il) {
+        const int32_t n_obs = ra_cache_list_queries(c, il);
+        const int32_t since = wants_all(w) ? w->n_pos_scored[il] : 0;
+        int32_t       n     = 0;
+        for (int32_t pos = int_max(since, w->n_pos - ring_size(w)); pos < w->n_pos; ++pos) {
+            if (w->has_query[pos]) {
+                CHECK(n < n_obs && c->obs_pos[n] == pos);
+                ++n;
+            }
+        }
+        CHECK_EQ(n_obs, n);
+    }
+}
+
 static void check_world(const world * w) {
-    const ra_cache * c     = w->pool.cache;
-    int32_t          room  = INT32_MAX;
-    int32_t          n_obs = 0;
+    ra_cache * c    = w->pool.cache;
+    int32_t    room = INT32_MAX;
     ra_pool_check(&w->pool);
     for (int32_t il = 0; il < N_LAYER; ++il) {
         const ra_layer * l = &c->layers[il];
@@ -111,25 +139,22 @@ static void check_world(const world * w) {
             CHECK(l->used[ih] <= c->peak_tokens);
         }
     }
-    for (int32_t pos = int_max(0, w->n_pos - c->settings.cfg.n_window); pos < w->n_pos; ++pos) {
-        n_obs += w->has_query[pos];
-    }
     CHECK_EQ(c->n_pos, w->n_pos);
     CHECK_EQ(ra_cache_room(c), room);
-    CHECK_EQ(ra_cache_n_obs(c), n_obs);
+    check_queries(w);
     CHECK_EQ(ra_cache_contiguous_from(c), naive_contiguous_from(w));
     CHECK_EQ(c->n_evicted, w->n_evicted);
     CHECK_EQ(c->min_evicted, w->min_evicted);
 }
 
 static void do_append(world * w, int32_t n) {
-    const int32_t n_window = w->pool.cache->settings.cfg.n_window;
+    const int32_t n_ring = ring_size(w);
     ra_pool_append(&w->pool, n);
     w->last_append = w->n_pos;
     for (int32_t pos = w->n_pos; pos < w->n_pos + n; ++pos) {
         w->has_query[pos] = true;
-        if (pos >= n_window) {
-            w->has_query[pos - n_window] = false; /* they share a slot */
+        if (pos >= n_ring) {
+            w->has_query[pos - n_ring] = false; /* they share a slot */
         }
         for (int32_t il = 0; il < N_LAYER; ++il) {
             for (int32_t ih = 0; ih < n_head_kv[il]; ++ih) {
@@ -154,13 +179,17 @@ static void do_truncate(world * w, int32_t pos) {
     for (int32_t dropped = pos; dropped < w->n_pos; ++dropped) {
         w->has_query[dropped] = false;
     }
-    w->n_pos       = pos < w->n_pos ? pos : w->n_pos;
+    w->n_pos = pos < w->n_pos ? pos : w->n_pos;
+    for (int32_t il = 0; il < N_LAYER; ++il) {
+        w->n_pos_scored[il] = w->n_pos < w->n_pos_scored[il] ? w->n_pos : w->n_pos_scored[il];
+    }
     w->last_append = -1;
 }
 
 static void forget_all(world * w) {
     memset(w->held, 0, sizeof(w->held));
     memset(w->has_query, 0, sizeof(w->has_query));
+    memset(w->n_pos_scored, 0, sizeof(w->n_pos_scored));
     w->n_pos       = 0;
     w->last_append = -1;
     w->min_evicted = INT32_MAX;
@@ -213,7 +242,8 @@ static void do_compress(world * w) {
         if (w->is_traced[il] && n_committed < n_expected) {
             ++n_committed;
             take_over(w, il);
-            w->last_append = -1;
+            w->last_append      = -1;
+            w->n_pos_scored[il] = w->n_pos;
         }
     }
     if (st == RA_STATUS_OK) {
@@ -293,6 +323,8 @@ static bool world_make(world * w, const char * policy) {
     cfg.n_window           = n_window;
     cfg.n_sink             = ra_test_int(0, 4);
     cfg.buffer             = ra_test_int(1, 12);
+    cfg.value_guard        = ra_test_int(0, 3) == 0 ? 1.0f : 0.0f;
+    cfg.n_guard            = ra_test_int(0, 4);
     cfg.head_budgets       = heads;
     cfg.n_head_budgets     = 10;
     for (int32_t i = 0; i < 10; ++i) {
@@ -346,15 +378,15 @@ static void run_world(world * w) {
 
 int main(void) {
     static world w;
-    for (int32_t seed = 0; seed < 16; ++seed) {
+    for (int32_t seed = 0; seed < 3 * ra_policy_count(); ++seed) {
         const int64_t n_failed = ra_test_n_failed;
         ra_test_seed((uint64_t) seed);
         if (!world_make(&w, ra_policy_name(seed % ra_policy_count()))) {
             break;
         }
-        if (seed / ra_policy_count() % 2 == 1) {
-            w.pool.cache->settings.head_alloc = &random_allocator;
-        }
+        const ra_alloc_heads * allocs[3]  = { ra_alloc_heads_find("uniform"), &random_allocator,
+                                              ra_alloc_heads_find("adaptive") };
+        w.pool.cache->settings.head_alloc = allocs[seed / ra_policy_count() % 3];
         run_world(&w);
         ra_pool_free(&w.pool);
         if (ra_test_n_failed > n_failed) {

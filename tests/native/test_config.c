@@ -70,6 +70,38 @@ static void test_every_range(void) {
     CHECK_FIELD(sim_threshold, 1.01f, RA_STATUS_INVALID);
     CHECK_FIELD(sim_threshold, NAN, RA_STATUS_INVALID);
 
+    CHECK_FIELD(ema, -0.01f, RA_STATUS_INVALID);
+    CHECK_FIELD(ema, 0.0f, RA_STATUS_OK);
+    CHECK_FIELD(ema, 1.0f, RA_STATUS_INVALID);
+    CHECK_FIELD(ema, NAN, RA_STATUS_INVALID);
+    CHECK_FIELD(value_guard, -0.01f, RA_STATUS_INVALID);
+    CHECK_FIELD(value_guard, 3.0f, RA_STATUS_OK);
+    CHECK_FIELD(value_guard, NAN, RA_STATUS_INVALID);
+    CHECK_FIELD(value_guard, INFINITY, RA_STATUS_INVALID);
+    CHECK_FIELD(n_guard, -1, RA_STATUS_INVALID);
+    CHECK_FIELD(n_guard, 0, RA_STATUS_OK);
+    CHECK_FIELD(n_guard, 1024, RA_STATUS_OK);
+    CHECK_FIELD(n_guard, 1025, RA_STATUS_INVALID);
+    CHECK_FIELD(gamma, -0.01, RA_STATUS_INVALID);
+    CHECK_FIELD(gamma, 0.0, RA_STATUS_OK);
+    CHECK_FIELD(gamma, NAN, RA_STATUS_INVALID);
+    CHECK_FIELD(gamma, (double) INFINITY, RA_STATUS_INVALID);
+    CHECK_FIELD(clip_lo, -0.01, RA_STATUS_INVALID);
+    CHECK_FIELD(clip_lo, 1.0, RA_STATUS_OK);
+    CHECK_FIELD(clip_lo, 1.01, RA_STATUS_INVALID);
+    CHECK_FIELD(clip_lo, NAN, RA_STATUS_INVALID);
+    CHECK_FIELD(clip_hi, 0.99, RA_STATUS_INVALID);
+    CHECK_FIELD(clip_hi, 1.0, RA_STATUS_OK);
+    CHECK_FIELD(clip_hi, (double) INFINITY, RA_STATUS_INVALID);
+    CHECK_FIELD(clip_hi, NAN, RA_STATUS_INVALID);
+    CHECK_FIELD(mu, -0.01, RA_STATUS_INVALID);
+    CHECK_FIELD(mu, 0.0, RA_STATUS_OK);
+    CHECK_FIELD(mu, 1.01, RA_STATUS_INVALID);
+    CHECK_FIELD(mu, NAN, RA_STATUS_INVALID);
+    CHECK_FIELD(pyramid_beta, 0.99, RA_STATUS_INVALID);
+    CHECK_FIELD(pyramid_beta, 1.0, RA_STATUS_OK);
+    CHECK_FIELD(pyramid_beta, NAN, RA_STATUS_INVALID);
+
     CHECK_FIELD(policy, NULL, RA_STATUS_NOT_FOUND);
     CHECK_FIELD(policy, "", RA_STATUS_NOT_FOUND);
     CHECK_FIELD(policy, "no such policy", RA_STATUS_NOT_FOUND);
@@ -97,6 +129,15 @@ static void test_budget_must_hold_what_stays(void) {
     CHECK_EQ(ra_config_floor(&cfg, 0), 13);
     CHECK_EQ(ra_config_floor(&cfg, 3), 13);
     CHECK_EQ(ra_config_floor(&cfg, 100), 109);
+
+    /* guarded tokens count where the guard is on */
+    ra_config guarded   = cfg;
+    guarded.value_guard = 3.0f;
+    guarded.budget      = 16;
+    CHECK_EQ(ra_config_floor(&guarded, 0), 17);
+    CHECK_STATUS(ra_config_check(&guarded), RA_STATUS_BUDGET);
+    guarded.budget = 17;
+    CHECK_STATUS(ra_config_check(&guarded), RA_STATUS_OK);
 }
 
 static void test_tables(void) {
@@ -127,10 +168,31 @@ static void test_tables(void) {
     CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
 }
 
+static void test_demand(void) {
+    const double good[3] = { 0.0, 1.5, 1e30 };
+    const double bad[3]  = { -1.0, NAN, INFINITY };
+    ra_config    cfg     = ra_config_default_params();
+    cfg.layer_demand     = good;
+    cfg.n_layer_demand   = 3;
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_OK);
+    for (int32_t i = 0; i < 3; ++i) {
+        cfg.layer_demand   = bad + i;
+        cfg.n_layer_demand = 1;
+        CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
+        CHECK(strstr(ra_last_error(), "layer_demand[0]") != NULL);
+    }
+    cfg.n_layer_demand = 0;
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
+    cfg.layer_demand   = NULL;
+    cfg.n_layer_demand = 1;
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
+}
+
 /* The settings own their tables and names: the caller's may go. */
 static void test_settings_own_their_tables(void) {
     int32_t   layers[2] = { 20, 30 };
     int32_t   heads[3]  = { 21, 22, 23 };
+    double    demand[2] = { 0.5, 7.0 };
     char      policy[]  = "snapkv";
     ra_config cfg       = ra_config_default_params();
     cfg.policy          = policy;
@@ -138,8 +200,11 @@ static void test_settings_own_their_tables(void) {
     cfg.n_layer_budgets = 2;
     cfg.head_budgets    = heads;
     cfg.n_head_budgets  = 3;
+    cfg.layer_demand    = demand;
+    cfg.n_layer_demand  = 2;
     ra_settings s;
     CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_OK);
+    memset(demand, 0, sizeof(demand));
     memset(layers, 0, sizeof(layers));
     memset(heads, 0, sizeof(heads));
     memset(policy, 'x', sizeof(policy) - 1);
@@ -147,6 +212,8 @@ static void test_settings_own_their_tables(void) {
     CHECK_STR(s.policy->name, "snapkv");
     CHECK_ARRAY(s.cfg.layer_budgets, ((int32_t[2]){ 20, 30 }), 2);
     CHECK_ARRAY(s.cfg.head_budgets, ((int32_t[3]){ 21, 22, 23 }), 3);
+    CHECK_NEAR(s.cfg.layer_demand[0], 0.5, 0.0);
+    CHECK_NEAR(s.cfg.layer_demand[1], 7.0, 0.0);
     CHECK_STATUS(ra_config_check(&s.cfg), RA_STATUS_OK);
     ra_settings_free(&s);
     ra_settings_free(&s); /* empty by now */
@@ -216,6 +283,7 @@ int main(void) {
     test_every_range();
     test_budget_must_hold_what_stays();
     test_tables();
+    test_demand();
     test_settings_own_their_tables();
     test_budgets_of_a_model();
     test_status();

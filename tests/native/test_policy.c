@@ -5,12 +5,19 @@
 
 #include <stdlib.h>
 
+#define ALL_FEATURES                                                                \
+    ((uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS | \
+                 RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM))
+
 /* exact-size heap arrays, so that the address sanitizer sees a read or write beyond them */
 typedef struct features_heap {
     ra_features f;
     int32_t *   pos;
+    int32_t *   obs_pos;
     float *     logits;
-    float *     sim;
+    float *     sim; /* all features of one number per token */
+    float *     state;
+    float *     state_out;
     float *     score;
 } features_heap;
 
@@ -18,20 +25,28 @@ static features_heap features_make(uint32_t needs, int32_t n_kv, int32_t n_windo
                                    int32_t n_group) {
     const size_t  n_logits = (size_t) n_obs * (size_t) n_group * (size_t) n_kv;
     features_heap h        = {
-               .pos    = malloc((size_t) n_kv * sizeof(int32_t)),
-               .logits = malloc(n_logits * sizeof(float)),
-               .sim    = malloc((size_t) n_kv * sizeof(float)),
-               .score  = malloc((size_t) n_kv * sizeof(float)),
+               .pos       = malloc((size_t) n_kv * sizeof(int32_t)),
+               .obs_pos   = malloc((size_t) n_obs * sizeof(int32_t)),
+               .logits    = malloc(n_logits * sizeof(float)),
+               .sim       = malloc((size_t) n_kv * sizeof(float)),
+               .state     = malloc((size_t) n_kv * sizeof(float)),
+               .state_out = malloc((size_t) n_kv * sizeof(float)),
+               .score     = malloc((size_t) n_kv * sizeof(float)),
     };
     int32_t pos = ra_test_int(0, 3);
     for (int32_t j = 0; j < n_kv; ++j) {
         h.pos[j]   = pos;
         h.sim[j]   = ra_test_float();
-        h.score[j] = NAN;
+        h.state[j] = h.state_out[j] = ra_test_int(0, 3) == 0 ? NAN : ra_test_float();
+        h.score[j]                  = NAN;
         pos += ra_test_int(1, 4);
     }
     for (size_t i = 0; i < n_logits; ++i) {
         h.logits[i] = 10.0f * ra_test_float();
+    }
+    /* queries of the newest tokens, evicted ones among them */
+    for (int32_t o = n_obs - 1; o >= 0; --o) {
+        h.obs_pos[o] = --pos;
     }
     h.f = (ra_features){
         .il          = ra_test_int(0, 40),
@@ -41,8 +56,13 @@ static features_heap features_make(uint32_t needs, int32_t n_kv, int32_t n_windo
         .n_obs       = n_obs,
         .n_group     = n_group,
         .pos         = h.pos,
+        .obs_pos     = h.obs_pos,
+        .state       = h.state,
+        .state_out   = h.state_out,
         .attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? h.logits : NULL,
         .key_sim     = needs & RA_FEATURE_KEY_SIM ? h.sim : NULL,
+        .key_cos     = needs & RA_FEATURE_KEY_COS ? h.sim : NULL,
+        .value_norm  = needs & RA_FEATURE_VALUE_NORM ? h.sim : NULL,
         .work        = malloc(3 * (size_t) n_kv * sizeof(float)),
     };
     return h;
@@ -51,7 +71,10 @@ static features_heap features_make(uint32_t needs, int32_t n_kv, int32_t n_windo
 static void features_free(features_heap * h) {
     free(h->pos);
     free(h->logits);
+    free(h->obs_pos);
     free(h->sim);
+    free(h->state);
+    free(h->state_out);
     free(h->score);
     free(h->f.work);
 }
@@ -65,7 +88,7 @@ static void test_registry_walk(void) {
         CHECK_STR(p->name, ra_policy_name(i));
         CHECK_STR(p->summary, ra_policy_summary(i));
         CHECK(p->name[0] != '\0' && p->summary[0] != '\0' && strchr(p->summary, '\n') == NULL);
-        CHECK((p->needs & ~(uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM)) == 0);
+        CHECK((p->needs & ~ALL_FEATURES) == 0);
         for (int32_t j = 0; j < i; ++j) {
             CHECK(strcmp(ra_policy_name(i), ra_policy_name(j)) != 0);
         }
@@ -100,12 +123,14 @@ static void test_every_policy_on_random_shapes(void) {
         const ra_policy * p   = ra_policy_find(ra_policy_name(i));
         ra_config         cfg = ra_config_default_params();
         for (int32_t round = 0; round < 300; ++round) {
-            cfg.pool_kernel        = 2 * ra_test_int(0, 128) + 1;
-            cfg.lambda             = 0.5f + 0.5f * ra_test_float();
-            cfg.seed               = (uint64_t) round;
-            const int32_t n_kv     = round < 20 ? 1 + round / 4 : ra_test_int(1, 90);
-            const int32_t n_window = round % 5 == 0 ? n_kv : ra_test_int(1, n_kv + 1);
-            const int32_t n_obs    = round % 7 == 0 ? 0 : ra_test_int(0, n_window + 1);
+            cfg.pool_kernel         = 2 * ra_test_int(0, 128) + 1;
+            cfg.lambda              = 0.5f + 0.5f * ra_test_float();
+            cfg.seed                = (uint64_t) round;
+            const int32_t n_kv      = round < 20 ? 1 + round / 4 : ra_test_int(1, 90);
+            const int32_t n_window  = round % 5 == 0 ? n_kv : ra_test_int(1, n_kv + 1);
+            const bool    is_all    = (p->needs & RA_FEATURE_ALL_QUERIES) != 0;
+            const int32_t n_obs_max = is_all ? 2 * n_window + 5 : n_window;
+            const int32_t n_obs     = round % 7 == 0 ? 0 : ra_test_int(0, n_obs_max + 1);
             features_heap h     = features_make(p->needs, n_kv, n_window, n_obs, ra_test_int(1, 5));
             float *       again = malloc((size_t) n_kv * sizeof(float));
             p->score(&cfg, &h.f, h.score);
@@ -249,7 +274,7 @@ static void test_policy_score_arguments(void) {
     CHECK_STATUS(SCORE(0, 0, N, D, 0, 1, k, q, pos, score), RA_STATUS_INVALID);
     CHECK_STATUS(SCORE(0, 0, N, D, INT32_MAX, 1, k, q, pos, score), RA_STATUS_INVALID);
     CHECK_STATUS(SCORE(0, 0, N, D, 1, -1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, cfg.n_window + 1, k, q, pos, score), RA_STATUS_INVALID);
+    CHECK_STATUS(SCORE(0, 0, N, D, 1, N + 1, k, q, pos, score), RA_STATUS_INVALID);
     CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, NULL, q, pos, score), RA_STATUS_INVALID);
     CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, NULL, pos, score), RA_STATUS_INVALID);
     CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, NULL, score), RA_STATUS_INVALID);

@@ -6,6 +6,7 @@ Matrices over whole heads, float64, no loops over tokens. Symbols as in the pape
 k      [n_kv, head_dim]     keys of one KV head, in position order
 q      [n_obs, n_group, d]  queries of the observation window, oldest first
 pos    [n_kv]               positions, strictly ascending
+state  [n_kv]               what the last compression left with each token, NaN: nothing
 A      [n_obs, n_cand]      attention logits, n_cand = n_kv - n_window
 I      [n_cand]             importance
 R      [n_kv]               redundancy
@@ -26,6 +27,9 @@ Array = np.ndarray
 #: Lower bound of a key's norm, so that a key of zeros has cosine 0 with every other.
 MIN_NORM = 1e-8
 
+#: The same for the mean of the unit keys of a head, which may cancel.
+MIN_MEAN_NORM = 1e-6
+
 
 @dataclass
 class Head:
@@ -41,7 +45,16 @@ class Head:
     lambda_: float = 0.1
     sim_threshold: float = 0.5
     pool_kernel: int = 7
+    ema: float = 0.5
     seed: int = 0
+    state: Array | None = None
+    obs_pos: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.state is None:
+            self.state = np.full(len(self.pos), np.nan)
+        if self.obs_pos is None:  # the queries are those of the newest tokens
+            self.obs_pos = np.asarray(self.pos)[len(self.pos) - len(self.q) :]
 
     @property
     def n_kv(self) -> int:
@@ -59,6 +72,11 @@ def softmax(x: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def unit_keys(k: Array) -> Array:
+    """Keys divided by their norms."""
+    return k / np.maximum(np.linalg.norm(k, axis=-1, keepdims=True), MIN_NORM)
+
+
 def max_pool(x: Array, kernel: int) -> Array:
     """Maximum over `kernel` neighbours, stride 1, same length; beyond the ends there is nothing."""
     if x.size == 0:
@@ -70,8 +88,7 @@ def max_pool(x: Array, kernel: int) -> Array:
 def importance(head: Head) -> Array:
     """Attention of the observation window to the tokens before it: [n_cand].
 
-    R-KV (arXiv:2505.24133), section 3, importance scoring, after SnapKV (arXiv:2404.14469),
-    section 4::
+    R-KV (arXiv:2505.24133), section 3, importance scoring, after SnapKV (arXiv:2404.14469)::
 
         A_oj = max_g  q_og . k_j * kq_scale          the maximum over the group comes first
         I    = maxpool( mean_o softmax_j(A_oj) )     over j outside the window
@@ -89,7 +106,7 @@ def thinned_cosines(k: Array, threshold: float) -> Array:
     token above the threshold is set to 0, so that the newest of a group of look-alikes is not
     charged by the rest. Where no token is above it, nothing is (the authors' code takes column 0).
     """
-    unit = k / np.maximum(np.linalg.norm(k, axis=-1, keepdims=True), MIN_NORM)
+    unit = unit_keys(k)
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, 0.0)
     alike = cosines > threshold
@@ -115,6 +132,32 @@ def rkv(head: Head) -> Array:
     """R-KV (arXiv:2505.24133), section 3, joint score: ``Z = lambda I - (1 - lambda) R``."""
     repeated = redundancy(head)[: head.n_cand]
     return _with_window(head.lambda_ * importance(head) - (1 - head.lambda_) * repeated, head)
+
+
+def rkv_ema(head: Head) -> Array:
+    """R-KV smoothed over compressions: ``ema Z_before + (1 - ema) Z``; ``Z`` for a new token."""
+    z = rkv(head)
+    smoothed = np.where(np.isnan(head.state), z, head.ema * head.state + (1 - head.ema) * z)
+    return _with_window(smoothed[: head.n_cand], head)
+
+
+def h2o(head: Head) -> Array:
+    """H2O (arXiv:2306.14048): attention summed over all queries so far.
+
+    ``Z_j = Z_j(before) + sum_o mean_g softmax_j(q_og . k_j * kq_scale)``, the softmax over the
+    tokens that query o could see. A group of query heads counts by its mean.
+    """
+    seen = np.asarray(head.pos)[None, :] <= np.asarray(head.obs_pos)[:, None]
+    logits = np.einsum("ogd,jd->ogj", head.q, head.k) * head.kq_scale
+    logits = np.where(seen[:, None, :], logits, -np.inf)[seen.any(axis=1)]
+    return np.nan_to_num(head.state, nan=0.0) + softmax(logits).mean(axis=1).sum(axis=0)
+
+
+def keydiff(head: Head) -> Array:
+    """KeyDiff (arXiv:2504.15364): ``Z_j = -cos(k_j, m)``, m the mean of the unit keys."""
+    unit = unit_keys(head.k)
+    mean = unit.mean(axis=0)
+    return -(unit @ mean) / max(np.linalg.norm(mean), MIN_MEAN_NORM)
 
 
 def snapkv(head: Head) -> Array:
@@ -149,7 +192,27 @@ def random(head: Head) -> Array:
 
 
 #: Every policy of the library's registry, by its name there.
-POLICIES = {"rkv": rkv, "snapkv": snapkv, "streaming": streaming, "random": random}
+POLICIES = {
+    "rkv": rkv,
+    "rkv-ema": rkv_ema,
+    "snapkv": snapkv,
+    "h2o": h2o,
+    "keydiff": keydiff,
+    "streaming": streaming,
+    "random": random,
+}
+
+#: Policies that want the queries of all tokens since the last compression, not only the window's.
+ALL_QUERIES = {"h2o"}
+
+
+def policy_state(policy: str, head: Head, scores: Array) -> Array:
+    """What a policy leaves with each token, given its own scores (not the forced ones): [n_kv]."""
+    if policy == "h2o":
+        return scores
+    if policy == "rkv-ema":  # the history of a token begins when it leaves the window
+        return np.concatenate([scores[: head.n_cand], head.state[head.n_cand :]])
+    return head.state
 
 
 def policy_score(policy: str, **head: object) -> Array:
