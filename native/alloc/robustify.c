@@ -81,13 +81,13 @@ static void ra_round_to_total(int32_t n, double * x, int64_t total, int32_t * bu
 
 ra_status ra_robustify(const ra_robustify_params * p, int32_t n, const double * demand,
                        int64_t total, int32_t floor_tokens, int32_t * budgets) {
-    if (n < 1 || demand == NULL || budgets == NULL || total < 0 ||
+    if (p == NULL || n < 1 || demand == NULL || budgets == NULL || total < 0 ||
         total > (int64_t) n * RA_MAX_TOKENS || floor_tokens < 0 || !(p->gamma >= 0.0) ||
         !(p->lo >= 0.0) || !(p->lo <= 1.0) || !(p->hi >= 1.0) || !isfinite(p->gamma) ||
         !isfinite(p->hi)) {
         return ra_error(RA_STATUS_INVALID,
-                        "robustify: n = %d, total = %lld, gamma = %g, clip = %g to %g", n,
-                        (long long) total, p->gamma, p->lo, p->hi);
+                        "robustify: n = %d, total = %lld, or its parameters are out of range", n,
+                        (long long) total);
     }
     for (int32_t i = 0; i < n; ++i) {
         if (!isfinite(demand[i]) || demand[i] < 0.0) {

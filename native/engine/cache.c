@@ -198,6 +198,7 @@ void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n) {
 }
 
 void ra_cache_truncate(ra_cache * c, int32_t pos) {
+    pos           = pos > 0 ? pos : 0;
     bool is_empty = true;
     for (int32_t il = 0; il < c->n_layer; ++il) {
         ra_layer * l = &c->layers[il];

@@ -72,7 +72,8 @@ int32_t ra_cache_room(const ra_cache * c);
  * is offset[h] + used[h] + t (used: before the call). n <= ra_cache_room(), pos0 >= n_pos. */
 void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n);
 
-/* Drops the tokens at positions >= pos from every head. */
+/* Drops the tokens at positions >= pos from every head. Below pos nothing may have been evicted
+ * (pos <= min_evicted), or pos must be where the last append began. */
 void ra_cache_truncate(ra_cache * c, int32_t pos);
 
 /* First position p such that every head holds all of [p, n_pos); -1 when empty. */

@@ -78,6 +78,26 @@ static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, int32_t i
     return RA_STATUS_OK;
 }
 
+/* An allocator's result must fit the pool: rows would be written outside it otherwise. */
+static ra_status ra_check_planned(const ra_layer * l, int32_t il, int32_t buffer, int32_t floor) {
+    int64_t n_slots = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        if (l->planned[ih] < floor || l->planned[ih] > RA_MAX_TOKENS) {
+            return ra_error(RA_STATUS_BUDGET,
+                            "the head allocator gave layer %d, head %d a budget of %d: must be at "
+                            "least %d",
+                            il, ih, l->planned[ih], floor);
+        }
+        n_slots += (int64_t) l->planned[ih] + buffer;
+    }
+    if (n_slots > l->n_slots) {
+        return ra_error(RA_STATUS_BUDGET,
+                        "the head allocator gave layer %d %lld rows, its pool has %d", il,
+                        (long long) n_slots, l->n_slots);
+    }
+    return RA_STATUS_OK;
+}
+
 /* Plans one layer: l->keep and l->planned. */
 static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t il) {
     ra_layer *    l     = &c->layers[il];
@@ -98,7 +118,10 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
         .initial   = l->initial,
     };
     ra_status st = c->settings.head_alloc->run(&c->settings.cfg, &in, l->planned);
-    score        = c->score;
+    if (st == RA_STATUS_OK) {
+        st = ra_check_planned(l, il, c->settings.cfg.buffer, in.floor);
+    }
+    score = c->score;
     for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
         st = ra_select_keep(l->used[ih], score, l->planned[ih], l->keep + l->offset[ih]);
         score += l->used[ih];
@@ -106,17 +129,24 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
     return st;
 }
 
-static void ra_trace_layer(const ra_cache * c, int32_t il, int32_t * pos, uint8_t * keep) {
-    const ra_layer * l = &c->layers[il];
-    int32_t          n = 0;
-    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+/* Reports a planned layer; left out when memory is short. */
+static void ra_trace_layer(const ra_cache * c, int32_t il) {
+    const ra_layer * l    = &c->layers[il];
+    int32_t *        pos  = ra_calloc((size_t) l->n_slots, sizeof(*pos));
+    uint8_t *        keep = ra_calloc((size_t) l->n_slots, sizeof(*keep));
+    int32_t          n    = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv && pos != NULL && keep != NULL; ++ih) {
         for (int32_t i = 0; i < l->used[ih]; ++i, ++n) {
             pos[n]  = l->pos[l->offset[ih] + i];
             keep[n] = l->keep[l->offset[ih] + i];
         }
     }
-    c->trace(c->trace_user, c->n_compressions, c->n_pos, il, l->n_head_kv, l->used, pos, c->score,
-             keep, l->planned);
+    if (pos != NULL && keep != NULL) {
+        c->trace(c->trace_user, c->n_compressions, c->n_pos, il, l->n_head_kv, l->used, pos,
+                 c->score, keep, l->planned);
+    }
+    ra_free(pos);
+    ra_free(keep);
 }
 
 /* Packs the kept rows of head ih to the front of its segment. */
@@ -208,40 +238,28 @@ static bool ra_layer_is_over(const ra_layer * l) {
 }
 
 ra_status ra_cache_compress(ra_cache * c, const ra_cache_ops * ops, int32_t * n_layers_out) {
-    int32_t   n_planned = 0;
-    ra_status st        = RA_STATUS_OK;
-    for (int32_t il = 0; il < c->n_layer; ++il) {
-        c->layers[il].is_planned = false;
-    }
-    for (int32_t il = 0; il < c->n_layer; ++il) {
-        ra_layer * l = &c->layers[il];
-        if (!ra_layer_is_over(l)) {
+    int32_t   n_packed = 0;
+    ra_status st       = RA_STATUS_OK;
+    for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
+        ra_layer * l  = &c->layers[il];
+        l->is_planned = ra_layer_is_over(l);
+        if (!l->is_planned) {
             continue;
         }
         st = ra_plan_layer(c, ops, il);
-        if (st != RA_STATUS_OK) {
-            return st;
+        if (st == RA_STATUS_OK && c->trace != NULL) {
+            ra_trace_layer(c, il);
         }
-        if (c->trace != NULL) {
-            int32_t * pos  = ra_calloc((size_t) l->n_slots, sizeof(*pos));
-            uint8_t * keep = ra_calloc((size_t) l->n_slots, sizeof(*keep));
-            if (pos != NULL && keep != NULL) {
-                ra_trace_layer(c, il, pos, keep);
-            }
-            ra_free(pos);
-            ra_free(keep);
-        }
-        l->is_planned = true;
-        ++n_planned;
     }
     for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
         if (c->layers[il].is_planned) {
             st = ra_commit_layer(c, ops, il);
+            n_packed += st == RA_STATUS_OK;
         }
     }
-    c->n_compressions += n_planned > 0;
+    c->n_compressions += n_packed > 0;
     if (n_layers_out != NULL) {
-        *n_layers_out = n_planned;
+        *n_layers_out = n_packed;
     }
     return st;
 }

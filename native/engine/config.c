@@ -191,6 +191,10 @@ ra_status ra_settings_budgets(const ra_settings * s, int32_t n_layer, const int3
     for (int32_t il = 0; il < n_layer; ++il) {
         n_entries += (size_t) n_head_kv[il];
     }
+    if (s->layer_budgets != NULL && s->cfg.n_layer_budgets != (size_t) n_layer) {
+        return ra_error(RA_STATUS_INVALID, "layer_budgets has %zu entries, the model has %d layers",
+                        s->cfg.n_layer_budgets, n_layer);
+    }
     if (s->head_budgets != NULL) {
         if (s->cfg.n_head_budgets != n_entries) {
             return ra_error(RA_STATUS_INVALID,
@@ -200,10 +204,6 @@ ra_status ra_settings_budgets(const ra_settings * s, int32_t n_layer, const int3
         }
         memcpy(budgets, s->head_budgets, n_entries * sizeof(*budgets));
         return RA_STATUS_OK;
-    }
-    if (s->layer_budgets != NULL && s->cfg.n_layer_budgets != (size_t) n_layer) {
-        return ra_error(RA_STATUS_INVALID, "layer_budgets has %zu entries, the model has %d layers",
-                        s->cfg.n_layer_budgets, n_layer);
     }
     int32_t * per_layer = ra_calloc((size_t) n_layer, sizeof(*per_layer));
     if (per_layer == NULL) {
