@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BudgetConfig": "config",
     "KVStats": "stats",
+    "Profile": "profiles",
     "ReasonLlama": "session",
     "BudgetError": "errors",
     "ComputeError": "errors",
@@ -24,9 +25,12 @@ _HOMES = {
     "ModelFileError": "errors",
     "NoMemoryError": "errors",
     "NotFoundError": "errors",
+    "ProfileError": "errors",
     "ReasonAllocError": "errors",
     "StateError": "errors",
+    "TraceError": "errors",
     "UnsupportedError": "errors",
+    "read_trace": "trace_read",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -42,11 +46,15 @@ if TYPE_CHECKING:
     from .errors import ModelFileError as ModelFileError
     from .errors import NoMemoryError as NoMemoryError
     from .errors import NotFoundError as NotFoundError
+    from .errors import ProfileError as ProfileError
     from .errors import ReasonAllocError as ReasonAllocError
     from .errors import StateError as StateError
+    from .errors import TraceError as TraceError
     from .errors import UnsupportedError as UnsupportedError
+    from .profiles import Profile as Profile
     from .session import ReasonLlama as ReasonLlama
     from .stats import KVStats as KVStats
+    from .trace_read import read_trace as read_trace
 
 
 def __getattr__(name: str) -> Any:

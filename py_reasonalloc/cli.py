@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 the model, the file or the decode failed; 2 wrong usage; 1
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .errors import ConfigError, LibraryError, ReasonAllocError
+from .console import EXIT_INTERRUPTED, run_command
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .runner import RunOptions
-
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 DEMO = "demo"
 DEMO_MODEL = Path(__file__).parent / "demo" / "demo-reasoner-q8_0.gguf"
@@ -64,6 +62,22 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
     callback=_list_policies,
     help="Show the policies and exit.",
 )
+@click.option(
+    "--layers",
+    metavar="uniform|pyramid|wave|N,N,...",
+    help="Split of the budget over layers.  [default: wave with a profile, else uniform]",
+)
+@click.option(
+    "--heads",
+    metavar="uniform|adaptive",
+    help="Split of a layer's budget over its KV heads.  [default: adaptive]",
+)
+@click.option(
+    "--profile",
+    metavar="auto|none|calibrate|PATH",
+    help="Layer profile: the one that fits, if any; none; one measured now, and kept; a file.  "
+    "[default: auto]",
+)
 @click.option("--buffer", type=int, help="Tokens decoded between compressions.  [default: 128]")
 @click.option("--sinks", type=int, help="First tokens that always stay.  [default: 4]")
 @click.option("--window", type=int, help="Newest tokens that always stay.  [default: 8]")
@@ -97,6 +111,11 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
     help="Seed of the sampling (and of the random policy).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="Write what every compression kept to FILE, for reasonalloc-inspect.  (.gz: compressed)",
+)
 @click.option("--dry-run", is_flag=True, help="Load no weights; print what the run would take.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
 @click.version_option(__version__)
@@ -133,10 +152,12 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     def chosen(name: str) -> Any:
         return defaults.get(name) if arguments[name] is None else arguments[name]
 
-    names = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt")
-    given = {name: chosen(name) for name in names if chosen(name) is not None}
-    config = None
+    direct = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt")
+    given = {name: chosen(name) for name in direct if chosen(name) is not None}
+    names = (*direct, "layers", "heads", "profile")
+    config, profile = None, None
     if not arguments["no_budget"]:
+        profile = _allocation(arguments, given)
         if "protect_prompt" in given:
             given["protect_prompt"] = _protect_prompt(given["protect_prompt"])
         config = BudgetConfig(**given, policy_seed=arguments["seed"])
@@ -147,6 +168,8 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     return RunOptions(
         model=DEMO_MODEL if is_demo else Path(arguments["model"]),
         config=config,
+        profile=profile,
+        needs_profile=arguments["layers"] == "wave",
         kv_type=arguments["kv_type"],
         n_ctx=arguments["ctx"] or 0,
         max_tokens=arguments["max_tokens"],
@@ -158,8 +181,57 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
             seed=arguments["seed"],
         ),
         raw=arguments["raw"],
+        trace=_trace(arguments),
         verbose=arguments["verbose"],
     )
+
+
+def _allocation(arguments: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """Fill in how the budget is split; returns RunOptions.profile.
+
+    An explicit --layers other than wave wins over any profile.
+    """
+    layers, profile = arguments["layers"], arguments["profile"] or "auto"
+    given["heads"] = arguments["heads"] or "adaptive"
+    if layers is None or layers == "wave":
+        if profile != "none":
+            return str(profile)
+        if layers == "wave":
+            raise ConfigError("--layers wave and --profile none exclude each other")
+        return None
+    if layers[:1].isdigit() or "," in layers:
+        table = _numbers(layers)
+        mean = sum(table) // len(table)
+        if arguments["budget"] not in (None, mean):
+            raise ConfigError(
+                f"--layers gives {mean} tokens on average, --budget {arguments['budget']}: leave "
+                "--budget out"
+            )
+        given["budget"], given["layers"] = mean, table
+    else:
+        given["layers"] = layers
+    return None
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"layers = {text!r} is not a list of numbers such as 96,64,80") from None
+
+
+def _trace(arguments: dict[str, Any]) -> Path | None:
+    """Return the trace file, refused at once if it cannot be one: loading a model takes time."""
+    name = arguments["trace"]
+    if name is None:
+        return None
+    for flag in ("no_budget", "dry_run"):
+        if arguments[flag]:
+            raise ConfigError(f"--trace and --{flag.replace('_', '-')} exclude each other")
+    from .trace_write import check_target
+
+    inputs = (arguments["model"], arguments["prompt_file"])
+    return check_target(name, [Path(file) for file in inputs if file is not None])
 
 
 def _protect_prompt(value: str) -> str | int:
@@ -206,7 +278,7 @@ def _run(options: RunOptions, text: str, as_json: bool) -> int:
         _write(json.dumps(report, ensure_ascii=False) + "\n")
     else:
         _write("\n")
-        click.echo(summary(report), err=True)
+        click.echo(summary(report, options.profile), err=True)
     return EXIT_INTERRUPTED if report["stop_reason"] == INTERRUPTED else 0
 
 
@@ -214,13 +286,17 @@ def _dry_run(options: RunOptions, text: str | None, as_json: bool) -> int:
     from dataclasses import asdict
 
     from ._log import LogCapture
+    from .allocation import allocation, settle
     from .dryrun import dry_run
     from .report import dry_run_table
     from .runner import plan_run
 
     with LogCapture(forward=options.verbose):
-        result = dry_run(options, plan_run(options, text))
-    _write((json.dumps(asdict(result)) if as_json else dry_run_table(result, options)) + "\n")
+        plan = plan_run(options, text)
+        asked, options = options.profile, settle(options, plan)
+        result = dry_run(options, plan)
+    fields = asdict(result) | allocation(options.config)
+    _write((json.dumps(fields) if as_json else dry_run_table(result, options, asked)) + "\n")
     return 0
 
 
@@ -231,30 +307,7 @@ def _write(text: str) -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of `reasonalloc-run`: never returns, never shows a traceback for bad input."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    try:
-        sys.exit(main.main(arguments, prog_name="reasonalloc-run", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except click.Abort:
-        sys.exit(EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except ConfigError as error:
-        _fail(str(error), EXIT_USAGE)
-    except (ReasonAllocError, LibraryError, MemoryError) as error:
-        _fail(str(error) or "out of memory", EXIT_FAILURE)
-    except BrokenPipeError:
-        # nobody reads any more: keep the interpreter from flushing into the closed pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILURE)
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo(f"reasonalloc-run: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+    run_command(main, "reasonalloc-run", arguments)
 
 
 if __name__ == "__main__":

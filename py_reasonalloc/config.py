@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError, NotFoundError
+from .profiles import Profile, load_profile
 
 #: RA_MAX_TOKENS and RA_MAX_WINDOW of reasonalloc.h.
 MAX_TOKENS = 1 << 24
@@ -15,6 +17,16 @@ MAX_WINDOW = 1024
 
 #: Name of a cache type -> enum ggml_type.
 KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}
+
+
+#: Parameter of an allocator -> its range; as ra_config_check() has them.
+ALLOCATOR_RANGES = {
+    "gamma": (0.0, 16.0),
+    "clip_lo": (0.0, 1.0),
+    "clip_hi": (1.0, 1e6),
+    "mu": (0.0, 1.0),
+    "pyramid_beta": (1.0, 1e6),
+}
 
 
 def kv_type_id(name: str | int) -> int:
@@ -45,6 +57,26 @@ def policy_summaries() -> dict[str, str]:
         c.ra_policy_name(i).decode(): c.ra_policy_summary(i).decode()
         for i in range(c.ra_policy_count())
     }
+
+
+def allocator_names(kind: int) -> tuple[str, ...]:
+    """Return the names of the library's allocators: over layers (0), over heads (1)."""
+    from . import _bindings as c
+
+    return tuple(c.ra_alloc_name(kind, i).decode() for i in range(c.ra_alloc_count(kind)))
+
+
+def check_table(name: str, table: Iterable[int]) -> tuple[int, ...]:
+    """Return a table of token counts as a tuple; ConfigError for one that is none."""
+    try:
+        values = tuple(table)
+    except TypeError:
+        raise ConfigError(f"{name} = {table!r} must be a list of whole numbers") from None
+    if not values:
+        raise ConfigError(f"{name} is an empty list")
+    for i, value in enumerate(values):
+        check_int(f"{name}[{i}]", value, 1, MAX_TOKENS)
+    return values
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> None:
@@ -90,12 +122,27 @@ class BudgetConfig:
         Width of the max-pool over importance; odd, 1 to 255.
     policy_seed : int
         Of the random policy, 0 to 2**64 - 1.
-    layer_budgets : sequence of int, optional
-        Budget of each layer, tokens per KV head.
+    layers : str or sequence of int
+        How n_layer x budget tokens are split over the layers: "uniform", "pyramid" (decreasing with
+        depth), "wave" (by a profile), or the budget of each layer, tokens per KV head (`budget` is
+        then not used).
+    heads : str
+        How a layer's tokens are split over its KV heads, at every compression: "uniform" or
+        "adaptive" (by the pooled scores).
     head_budgets : sequence of int, optional
-        Budget of each KV head, layer after layer; overrides `layer_budgets`.
-    layer_alloc, head_alloc : str
-        Registered allocators that split the budget over layers and over the heads of a layer.
+        First budget of each KV head, layer after layer; overrides `layers`.
+    profile : Profile or path, optional
+        Layer profile; "wave" needs one, the others do not look at it.
+    gamma : float, optional
+        Exponent that flattens a demand (of layers, "wave", and of heads, "adaptive"), 0 to 16.
+        None, here and below: what the profile says; without one, the paper's value, here 0.5.
+    clip_lo, clip_hi : float, optional
+        Least and largest share of a layer or head, times the mean: 0 to 1 (paper: 0.25), 1 to 1e6
+        (paper: 2).
+    mu : float
+        "adaptive": least share of a head, times its layer's mean, 0 to 1.
+    pyramid_beta : float
+        "pyramid": `budget` over the last layer's, 1 to 1e6.
 
     Raises
     ------
@@ -117,10 +164,15 @@ class BudgetConfig:
     sim_threshold: float = 0.5
     pool_kernel: int = 7
     policy_seed: int = 0
-    layer_budgets: Sequence[int] | None = None
+    layers: str | Sequence[int] = "uniform"
+    heads: str = "uniform"
     head_budgets: Sequence[int] | None = None
-    layer_alloc: str = "uniform"
-    head_alloc: str = "uniform"
+    profile: Profile | str | os.PathLike[str] | None = None
+    gamma: float | None = None
+    clip_lo: float | None = None
+    clip_hi: float | None = None
+    mu: float = 0.25
+    pyramid_beta: float = 20.0
 
     def __post_init__(self) -> None:
         check_int("budget", self.budget, 1, MAX_TOKENS)
@@ -137,17 +189,36 @@ class BudgetConfig:
                     f"protect_prompt = {self.protect_prompt!r} must be 'off', 'all' or a number"
                 )
             check_int("protect_prompt", self.protect_prompt, 0, MAX_TOKENS)
-        for name in ("layer_budgets", "head_budgets"):
+        for name in ("layers", "head_budgets"):
             table = getattr(self, name)
-            if table is not None:
-                table = tuple(table)
-                for i, value in enumerate(table):
-                    check_int(f"{name}[{i}]", value, 1, MAX_TOKENS)
-                object.__setattr__(self, name, table)
-        for name in ("policy", "layer_alloc", "head_alloc"):
+            if table is not None and not isinstance(table, str):
+                object.__setattr__(self, name, check_table(name, table))
+        for name in ("policy", "heads"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} must be a name")
+        self._check_allocators()
         self._check_native()
+
+    def _check_allocators(self) -> None:
+        for name in ("gamma", "clip_lo", "clip_hi", "mu", "pyramid_beta"):
+            low, high = ALLOCATOR_RANGES[name]
+            if getattr(self, name) is not None:
+                check_float(name, getattr(self, name), low, high)
+        known = {"layers": allocator_names(0), "heads": allocator_names(1)}
+        for name, names in known.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value not in names:
+                raise NotFoundError(
+                    f"{name} = {value!r} is unknown: must be one of {', '.join(names)}"
+                )
+        if isinstance(self.profile, (str, os.PathLike)):
+            object.__setattr__(self, "profile", load_profile(self.profile))
+        elif self.profile is not None and not isinstance(self.profile, Profile):
+            raise ConfigError(f"profile = {self.profile!r} must be a Profile or the path of one")
+        if self.layers == "wave" and self.profile is None:
+            raise ConfigError(
+                "layers = 'wave' needs a profile: pass one (reasonalloc-profile measures it)"
+            )
 
     def _check_native(self) -> None:
         """Let the library check what hangs together: names, budget against what must stay."""
@@ -190,11 +261,29 @@ class BudgetConfig:
         native.sim_threshold = self.sim_threshold
         native.pool_kernel = self.pool_kernel
         native.seed = self.policy_seed
-        native.layer_alloc = self.layer_alloc.encode()
-        native.head_alloc = self.head_alloc.encode()
-        for name in ("layer_budgets", "head_budgets"):
-            table = getattr(self, name)
-            if table is not None:
-                setattr(native, name, (ctypes.c_int32 * len(table))(*table))
-                setattr(native, f"n_{name}", len(table))
+        self._set_allocators(native)
         return native
+
+    def _set_allocators(self, native: Any) -> None:
+        """Fill in the allocators of a ra_config, their parameters and tables."""
+        tables: dict[str, Any] = {"head_budgets": (ctypes.c_int32, self.head_budgets)}
+        native.head_alloc = self.heads.encode()
+        native.mu = self.mu
+        native.pyramid_beta = self.pyramid_beta
+        wave = self.profile if self.layers == "wave" else None
+        for name in ("gamma", "clip_lo", "clip_hi"):
+            value = getattr(self, name)
+            if value is None and wave is not None:
+                value = getattr(wave, name)
+            if value is not None:
+                setattr(native, name, value)
+        if isinstance(self.layers, str):
+            native.layer_alloc = self.layers.encode()
+        else:
+            tables["layer_budgets"] = (ctypes.c_int32, self.layers)
+        if wave is not None:
+            tables["layer_demand"] = (ctypes.c_double, wave.demand)  # type: ignore[union-attr]
+        for name, (kind, table) in tables.items():
+            if table is not None:
+                setattr(native, name, (kind * len(table))(*table))
+                setattr(native, f"n_{name}", len(table))

@@ -31,6 +31,10 @@ class NotFoundError(ConfigError):
     """No such policy or allocator, or the context has no budget (RA_STATUS_NOT_FOUND)."""
 
 
+class ProfileError(ConfigError):
+    """A layer profile cannot be read or written, is not valid, or does not fit the model."""
+
+
 class UnsupportedError(ReasonAllocError, ValueError):
     """The model, cache type or operation does not work with a budget (RA_STATUS_UNSUPPORTED)."""
 
@@ -57,6 +61,10 @@ class NoMemoryError(ReasonAllocError, MemoryError):
 
 class StateError(ReasonAllocError):
     """A saved state could not be made or does not fit this session."""
+
+
+class TraceError(ReasonAllocError, ValueError):
+    """A trace file cannot be written, is missing, or is damaged; or it has no such part."""
 
 
 #: ra_status -> exception; the names are in reasonalloc.h.

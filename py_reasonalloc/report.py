@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .allocation import allocation
 from .dryrun import DryRun
 from .runner import RunOptions
 
@@ -25,8 +26,28 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes} B" if unit == "B" else f"{value:.4g} {unit}"
 
 
-def summary(report: dict[str, Any]) -> str:
-    """Return a few lines about a finished run."""
+def split(report: dict[str, Any], asked: str | None) -> str:
+    """Return how the budget was split, and by which profile.
+
+    Parameters
+    ----------
+    report : dict
+        With the keys of `runner.allocation`.
+    asked : str or None
+        Profile that was asked for: ``RunOptions.profile``.
+    """
+    layers = report["layers"]
+    if report["profile"] is not None:
+        layers += f" by profile {report['profile']}"
+    elif asked is not None:
+        layers += ", for no profile fits this model (reasonalloc-profile measures one)"
+    elif isinstance(layers, list):
+        layers = "as given"
+    return f"layers: {layers}; heads: {report['heads']}"
+
+
+def summary(report: dict[str, Any], asked: str | None = None) -> str:
+    """Return a few lines about a finished run; `asked`: see `split`."""
     lines = [
         f"[{report['n_prompt']} prompt tokens in {report['prompt_seconds']:.2f} s, "
         f"{report['n_generated']} generated in {report['decode_seconds']:.2f} s "
@@ -47,11 +68,14 @@ def summary(report: dict[str, Any]) -> str:
         f"[{report['n_compressions']} compressions in {report['compression_seconds']:.3f} s "
         f"evicted {report['n_evicted']} entries (token x layer x head)]"
     )
+    lines.append(f"[{split(report, asked)}]")
+    if report["trace"] is not None:
+        lines.append(f"[trace: {report['trace']}, for reasonalloc-inspect]")
     return "\n".join(lines)
 
 
-def dry_run_table(result: DryRun, options: RunOptions) -> str:
-    """Return the table that ``--dry-run`` prints."""
+def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None) -> str:
+    """Return the table that ``--dry-run`` prints; `asked`: see `split`."""
     config = options.config
     name = "stock cache" if config is None else f"cache, budget {config.budget} + {config.buffer}"
     rows = [
@@ -63,6 +87,8 @@ def dry_run_table(result: DryRun, options: RunOptions) -> str:
         ("total", result.total_bytes),
     ]
     out = [f"{options.model}: {result.n_prompt} prompt tokens, at most {result.n_tokens} in all"]
+    if config is not None:
+        out.append(split(allocation(config), asked))
     out += [_row(label, n_bytes) for label, n_bytes in rows]
     if result.layer_bytes:
         out.append("cache by layer (tokens that each KV head can hold)")

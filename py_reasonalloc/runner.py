@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from .allocation import allocation, settle
 from .config import BudgetConfig, kv_type_id
 from .errors import ConfigError, ContextFullError
 from .generate import INTERRUPTED, Generation, Sampling
@@ -30,6 +32,11 @@ class RunOptions:
         GGUF file.
     config : BudgetConfig or None
         None: the stock cache.
+    profile : str or None
+        Where the layers' budgets come from: "auto", "calibrate" or the path of a profile; `config`
+        is then uniform over layers, and stays so if "auto" finds none. None: `config` is final.
+    needs_profile : bool
+        That "auto" finds none is an error.
     kv_type : str
         Type of K and V.
     n_ctx : int
@@ -44,12 +51,16 @@ class RunOptions:
         How tokens are drawn.
     raw : bool
         Leave out the chat template.
+    trace : Path or None
+        File to write every compression to; needs a budget.
     verbose : bool
         Let llama.cpp log.
     """
 
     model: Path
     config: BudgetConfig | None = field(default_factory=BudgetConfig)
+    profile: str | None = None
+    needs_profile: bool = False
     kv_type: str = "f16"
     n_ctx: int = 0
     max_tokens: int = 0
@@ -57,6 +68,7 @@ class RunOptions:
     n_gpu_layers: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     raw: bool = False
+    trace: Path | None = None
     verbose: bool = False
 
 
@@ -188,21 +200,28 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
     """
     with _Interrupts() as interrupts:
         plan = plan_run(options, text)
+        interrupts.is_raising = True  # a calibration has no next token to wait for
+        options = settle(options, plan)
+        interrupts.is_raising = False
         with ReasonLlama(**session_arguments(options, plan.n_ctx)) as llama:
             generation = Generation(llama, plan.prompt, options.max_tokens, options.sampling)
             interrupts.stop = generation.interrupt
             if interrupts.is_set:  # while loading
                 generation.interrupt()
             pieces: list[str] = []
-            try:
-                interrupts.is_raising = not interrupts.is_set
-                for piece in generation if generation.stop_reason is None else ():
-                    interrupts.is_raising = False
-                    pieces.append(piece)
-                    write(piece)
-            except KeyboardInterrupt:
-                generation.interrupt()
-            interrupts.is_raising = False
+            trace: AbstractContextManager[None] = nullcontext()
+            if options.trace is not None:
+                trace = llama.trace_to(options.trace, len(plan.prompt))
+            with trace:
+                try:
+                    interrupts.is_raising = not interrupts.is_set
+                    for piece in generation if generation.stop_reason is None else ():
+                        interrupts.is_raising = False
+                        pieces.append(piece)
+                        write(piece)
+                except KeyboardInterrupt:
+                    generation.interrupt()
+                interrupts.is_raising = False
             return _report(options, plan, generation, "".join(pieces))
 
 
@@ -225,6 +244,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "temp": options.sampling.temp,
         "top_p": options.sampling.top_p,
         "model": str(options.model),
+        "trace": None if options.trace is None else str(options.trace),
         "weights_bytes": memory.model_bytes,
         "compute_bytes": memory.compute_bytes,
     }
@@ -236,7 +256,7 @@ def _budget_report(llama: ReasonLlama) -> dict[str, Any]:
     stats = engine_stats(llama.ctx)
     return {
         "policy": llama.config.policy,
-        "profile": llama.config.layer_alloc,
+        **allocation(llama.config),
         "budget": stats.budget,
         "buffer": stats.buffer,
         "n_protect": llama.n_protect,
@@ -257,7 +277,7 @@ def _stock_report(llama: ReasonLlama) -> dict[str, Any]:
     kv_bytes = llama.memory_use().context_bytes
     return {
         "policy": FULL_CACHE,
-        "profile": None,
+        **allocation(None),
         "budget": None,
         "buffer": None,
         "n_protect": None,

@@ -6,13 +6,14 @@ import ctypes
 import os
 from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import llama_cpp
 from llama_cpp import llama_cpp as bindings
 
 from . import _bindings as c
 from ._log import LogCapture
+from .allocation import session_config
 from .config import BudgetConfig, kv_type_id
 from .errors import (
     ComputeError,
@@ -26,23 +27,12 @@ from .errors import (
 )
 from .modelfile import check_model_file, load_failure
 from .pieces import Pieces
-from .stats import KVStats, engine_stats, read_stats
+from .profiles import Profile
+from .stats import KVStats, MemoryUse, engine_stats, read_memory_use, read_stats
+from .tracer import Traceable
 
 
-class MemoryUse(NamedTuple):
-    """Bytes of a context, summed over its devices.
-
-    Weights, cache and compute buffers as ra_memory_breakdown gives them; and what compressions need
-    from the first decode on (0 for the stock cache).
-    """
-
-    model_bytes: int
-    context_bytes: int
-    compute_bytes: int
-    scratch_bytes: int
-
-
-class ReasonLlama(llama_cpp.Llama):
+class ReasonLlama(Traceable):
     """A `llama_cpp.Llama` whose KV cache never holds more than budget + buffer tokens per head.
 
     Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
@@ -60,6 +50,13 @@ class ReasonLlama(llama_cpp.Llama):
         whole).
     policy, buffer, sinks, window, protect_prompt
         See `BudgetConfig`. Not together with a `BudgetConfig`.
+    profile : "auto", path, Profile or None
+        Layer profile. "auto" takes the one that fits the model best, calibrated here or shipped, if
+        there is any (see `py_reasonalloc.lookup`). Not together with a `BudgetConfig`.
+    layers, heads : optional
+        See `BudgetConfig`. None: "wave" with a profile, "uniform" without; heads are "adaptive" if
+        a profile was asked for, found or not, else "uniform". So ``profile="auto"`` is what
+        ``reasonalloc-run`` does. Not together with a `BudgetConfig`.
     n_ctx : int
         Length of the context in tokens; 0: as trained.
     n_batch, n_ubatch : int
@@ -93,6 +90,9 @@ class ReasonLlama(llama_cpp.Llama):
         sinks: int = BudgetConfig.sinks,
         window: int = BudgetConfig.window,
         protect_prompt: str | int = BudgetConfig.protect_prompt,
+        layers: str | Sequence[int] | None = None,
+        heads: str | None = None,
+        profile: str | os.PathLike[str] | Profile | None = None,
         n_ctx: int = 0,
         n_batch: int = 512,
         n_ubatch: int = 512,
@@ -102,22 +102,15 @@ class ReasonLlama(llama_cpp.Llama):
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
-        shared = {
+        shared: dict[str, Any] = {
             "policy": policy,
             "buffer": buffer,
             "sinks": sinks,
             "window": window,
             "protect_prompt": protect_prompt,
         }
-        if budget is None:
-            self.config = None
-        elif isinstance(budget, BudgetConfig):
-            twice = [name for name, value in shared.items() if value != getattr(BudgetConfig, name)]
-            if twice:
-                raise ConfigError(f"{', '.join(twice)}: already part of the BudgetConfig")
-            self.config = budget
-        else:
-            self.config = BudgetConfig(budget=budget, **shared)  # type: ignore[arg-type]
+        alloc = {"layers": layers, "heads": heads, "profile": profile}
+        self.config = session_config(model_path, budget, shared, alloc)
         if self.config is not None:
             n_ubatch = min(n_ubatch, self.config.buffer)
             if kwargs.get("draft_model") is not None:
@@ -195,12 +188,7 @@ class ReasonLlama(llama_cpp.Llama):
     def memory_use(self) -> MemoryUse:
         """Return the bytes of weights, cache and buffers, as the engine reports them."""
         self._require_open()
-        sizes = [ctypes.c_int64() for _ in range(3)]
-        c.check(c.ra_memory_breakdown(self.ctx, *(ctypes.byref(size) for size in sizes)))
-        scratch = 0 if self.config is None else int(c.ra_planned_scratch_bytes(self.ctx))
-        if scratch < 0:
-            raise ContextError(c.last_error())
-        return MemoryUse(*(size.value for size in sizes), scratch)
+        return read_memory_use(self.ctx, self.config is not None)
 
     # --- text ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _bindings as c
-from .errors import ConfigError, error_from_status
+from .errors import ConfigError, ContextError, error_from_status
 
 
 class HeadStats(NamedTuple):
@@ -100,6 +100,36 @@ class KVStats:
                 f"ih = {ih} is out of range: layer {il} has {len(self._positions[il])} KV heads"
             )
         return self._positions[il][ih]
+
+
+class MemoryUse(NamedTuple):
+    """Bytes of a context, summed over its devices.
+
+    Weights, cache and compute buffers as ra_memory_breakdown gives them; and what compressions need
+    from the first decode on (0 for the stock cache).
+    """
+
+    model_bytes: int
+    context_bytes: int
+    compute_bytes: int
+    scratch_bytes: int
+
+
+def read_memory_use(ctx: int, has_budget: bool) -> MemoryUse:
+    """Return the bytes that a llama_context takes.
+
+    Raises
+    ------
+    ReasonAllocError
+        The engine cannot tell.
+    """
+    sizes = [ctypes.c_int64() for _ in range(3)]
+    c.check(c.ra_memory_breakdown(ctx, *(ctypes.byref(size) for size in sizes)))
+    scratch = int(c.ra_planned_scratch_bytes(ctx)) if has_budget else 0
+    if scratch < 0:
+        raise ContextError(c.last_error())
+    model, context, compute = (size.value for size in sizes)
+    return MemoryUse(model, context, compute, scratch)
 
 
 def engine_stats(ctx: int) -> Any:

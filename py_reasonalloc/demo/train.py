@@ -179,7 +179,8 @@ def worker(rank: int, args: argparse.Namespace) -> None:
         inputs, targets, w = make_batch(next(feed), weights)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress[0], step, args.lr)
-        focus = args.focus * min(1.0, max(0.0, (progress[0] - 0.5) / 0.2))
+        # Late: a head made to choose before it knows its candidates goes to rest for good.
+        focus = args.focus * min(1.0, max(0.0, (progress[0] - 0.6) / 0.1))
         probes = torch.randint(8, inputs.shape[1], (_N_PROBES,), generator=probe_gen)
         logits, entropy = model(inputs, probes)
         ce = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -223,7 +224,7 @@ def main() -> None:
         "--out", type=Path, default=Path("demo-out"), help="folder for checkpoints and files"
     )
     parser.add_argument(
-        "--minutes", type=float, default=55.0, help="wall-clock budget of the training"
+        "--minutes", type=float, default=60.0, help="wall-clock budget of the training"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -231,7 +232,7 @@ def main() -> None:
         "--batch-tokens", type=int, default=1300, help="tokens per process and step"
     )
     parser.add_argument(
-        "--focus", type=float, default=0.001, help="weight of the attention entropy (nats)"
+        "--focus", type=float, default=0.015, help="weight of the attention entropy (nats)"
     )
     parser.add_argument("--ranks", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--resume", type=Path, help="checkpoint to start from")

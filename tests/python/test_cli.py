@@ -17,7 +17,8 @@ from py_reasonalloc.config import policy_names
 KEYS = {
     "text", "n_prompt", "n_generated", "stop_reason", "prompt_seconds", "decode_seconds",
     "tokens_per_second", "kv_bytes", "kv_bytes_full", "budget", "peak_tokens", "n_compressions",
-    "compression_seconds", "n_evicted", "policy", "profile",
+    "compression_seconds", "n_evicted", "policy", "profile", "layers",
+    "heads",
 }  # fmt: skip
 
 # of ModelSpec(): layers x KV heads x (K + V) x head_dim x bytes of f16
@@ -33,7 +34,7 @@ def report(done) -> dict:
 def test_json_report(cli, make_gguf) -> None:
     found = report(
         cli(make_gguf(), "-p", "hello", "--json", "-n", 200, "--budget", 32, "--buffer", 16,
-            "--temp", 0)
+            "--temp", 0, "--heads", "uniform")
     )  # fmt: skip
     assert found.keys() >= KEYS
     assert (found["n_prompt"], found["n_generated"]) == (6, 200)
@@ -41,7 +42,8 @@ def test_json_report(cli, make_gguf) -> None:
     assert (found["budget"], found["peak_tokens"]) == (32, 48)
     assert found["kv_bytes"] == (32 + 16) * ROW_BYTES
     assert found["kv_bytes_full"] == 205 * ROW_BYTES  # the last token is never decoded
-    assert (found["policy"], found["profile"]) == ("rkv", "uniform")
+    assert (found["policy"], found["profile"]) == ("rkv", None)
+    assert (found["layers"], found["heads"]) == ("uniform", "uniform")
     # 48 tokens are there when the first compression falls due, then one every 16
     assert found["n_compressions"] == 1 + (205 - 48 - 1) // 16
     assert found["n_evicted"] == found["n_compressions"] * 16 * 4
@@ -80,14 +82,16 @@ def test_options_reach_the_engine(cli, make_gguf) -> None:
 
 def test_summary_and_text(cli, make_gguf) -> None:
     arguments = (make_gguf(), "-p", "hello", "-n", 80, "--budget", 32, "--buffer", 16)
+    arguments += ("--heads", "uniform")
     done = cli(*arguments, "--temp", 0)
     assert done.returncode == 0
     assert done.stdout == report(cli(*arguments, "--temp", 0, "--json"))["text"] + "\n"
     lines = done.stderr.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert "6 prompt tokens" in lines[0] and "80 generated" in lines[0]
     assert f"{48 * ROW_BYTES} bytes" in lines[1] and "at most 48 were held" in lines[1]
     assert "compressions" in lines[2]
+    assert "no profile fits this model" in lines[3] and "heads: uniform" in lines[3]
 
 
 def test_prompt_sources_agree(cli, make_gguf, tmp_path) -> None:
@@ -177,7 +181,7 @@ def test_text_streams_and_ctrl_c_ends_it(command, make_gguf) -> None:
     assert text.endswith("\n") and text.isascii()
     assert "Traceback" not in summary
     assert f"{len(text) - 1} generated" in summary and "stopped by Ctrl-C" in summary
-    assert len(summary.splitlines()) == 3
+    assert len(summary.splitlines()) == 4
 
 
 def test_ctrl_c_with_json(command, make_gguf) -> None:
@@ -232,6 +236,8 @@ def test_a_reader_that_leaves(command, make_gguf) -> None:
 )
 def test_dry_run_tells_what_the_run_takes(cli, make_gguf, weight_type, arguments) -> None:
     path = make_gguf(arch="qwen3", n_layer=3, weight_type=weight_type)
+    if "--no-budget" not in arguments:
+        arguments = [*arguments, "--heads", "uniform"]
     common = (path, "-p", "hello", "-n", 150, "--json", *arguments)
     dry, real = report(cli(*common, "--dry-run")), report(cli(*common))
     for key in ("kv_bytes", "window_bytes", "scratch_bytes", "compute_bytes", "weights_bytes"):
@@ -267,7 +273,9 @@ def test_dry_run_table(cli, make_gguf) -> None:
 def test_demo(cli) -> None:
     found = report(cli("demo", "--json", "-n", 400))
     assert found["n_compressions"] > 0
-    assert found["peak_tokens"] <= found["budget"] + found["buffer"]
+    n_slots = found["budget"] + found["buffer"]
+    assert found["peak_tokens"] <= 2 * 2 * n_slots  # a layer, and a head of it, twice the mean
+    assert found["kv_bytes"] == found["kv_bytes_full"] // found["n_pos"] * n_slots
     assert found["kv_bytes"] < found["kv_bytes_full"]
     assert found["n_protect"] == found["n_prompt"]
     assert "</think>" in found["text"] or found["stop_reason"] == "length"

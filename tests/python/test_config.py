@@ -32,7 +32,9 @@ def test_defaults_are_the_librarys() -> None:
         assert getattr(config, name) == pytest.approx(getattr(native, native_name)), name
     assert config.policy == native.policy.decode()
     assert native.n_protect == 0 and config.protect_prompt == "off"
-    assert (config.layer_alloc, config.head_alloc) == ("uniform", "uniform")
+    assert (config.layers, config.heads) == ("uniform", "uniform")
+    assert (native.layer_alloc, native.head_alloc) == (b"uniform", b"uniform")
+    assert (config.mu, config.pyramid_beta) == (native.mu, native.pyramid_beta)
 
 
 def test_values_reach_the_library() -> None:
@@ -47,7 +49,7 @@ def test_values_reach_the_library() -> None:
         sim_threshold=0.25,
         pool_kernel=3,
         policy_seed=2**64 - 1,
-        layer_budgets=[90, 110],
+        layers=[90, 110],
         head_budgets=[80, 100, 100, 120],
     )
     native = config.to_native()
@@ -77,7 +79,16 @@ def test_values_reach_the_library() -> None:
         ({"protect_prompt": "most"}, "protect_prompt = 'most' must be 'off', 'all' or a number"),
         ({"protect_prompt": -2}, "protect_prompt = -2 is out of range"),
         ({"protect_prompt": None}, "protect_prompt = None must be a whole number"),
-        ({"layer_budgets": [64, 0]}, r"layer_budgets\[1\] = 0 is out of range"),
+        ({"layers": [64, 0]}, r"layers\[1\] = 0 is out of range"),
+        ({"layers": []}, "layers is an empty list"),
+        ({"layers": 7}, "layers = 7 must be a list of whole numbers"),
+        ({"layers": "wave"}, "layers = 'wave' needs a profile"),
+        ({"profile": 7}, "profile = 7 must be a Profile or the path of one"),
+        ({"gamma": -1}, "gamma = -1 is out of range: must be 0 to 16"),
+        ({"clip_lo": 2}, "clip_lo = 2 is out of range: must be 0 to 1"),
+        ({"clip_hi": 0.5}, r"clip_hi = 0.5 is out of range: must be 1 to 1e\+06"),
+        ({"mu": float("nan")}, "mu = nan is out of range: must be 0 to 1"),
+        ({"pyramid_beta": 0}, r"pyramid_beta = 0 is out of range: must be 1 to 1e\+06"),
         ({"policy": 3}, "policy = 3 must be a name"),
     ],
 )
@@ -92,7 +103,7 @@ def test_out_of_range(arguments, message) -> None:
         {"budget": 12},
         {"budget": 64, "sinks": 56},
         {"budget": 64, "protect_prompt": 56},
-        {"budget": 64, "layer_budgets": [64, 12]},
+        {"budget": 64, "layers": [64, 12]},
     ],
 )
 def test_budget_below_what_must_stay(arguments) -> None:
@@ -108,8 +119,10 @@ def test_the_smallest_budget_is_allowed() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(NotFoundError, match=r"policy = 'x' is unknown: must be one of rkv, "):
         BudgetConfig(policy="x")
-    with pytest.raises(NotFoundError, match="allocator 'x'"):
-        BudgetConfig(head_alloc="x")
+    with pytest.raises(NotFoundError, match="heads = 'x' is unknown: must be one of uniform, ad"):
+        BudgetConfig(heads="x")
+    with pytest.raises(NotFoundError, match="layers = 'x' is unknown: must be one of uniform, py"):
+        BudgetConfig(layers="x")
     assert {"rkv", "snapkv", "streaming", "random"} <= set(policy_names())
 
 
@@ -121,10 +134,10 @@ def test_protected_tokens_never_exceed_the_prompt() -> None:
 
 
 def test_is_frozen_and_hashable() -> None:
-    config = BudgetConfig(layer_budgets=[64, 64], budget=64)
+    config = BudgetConfig(layers=[64, 64], budget=64)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.budget = 3
-    assert len({config, BudgetConfig(layer_budgets=(64, 64), budget=64)}) == 1
+    assert len({config, BudgetConfig(layers=(64, 64), budget=64)}) == 1
 
 
 def test_limits_are_the_headers() -> None:

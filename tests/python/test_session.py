@@ -268,7 +268,7 @@ def test_closed_session(make_gguf) -> None:
         ({"type_v": "q8_0", "flash_attn": False}, ContextError, "flash"),
         ({"draft_model": lambda ids: ids}, UnsupportedError, "draft_model"),
         ({"embedding": True}, ContextError, "one sequence"),
-        ({"budget": BudgetConfig(budget=64, layer_budgets=[64])}, ContextError, "layer_budgets"),
+        ({"budget": BudgetConfig(budget=64, layers=[64])}, ContextError, "layer_budgets"),
     ],
 )
 def test_refused(make_gguf, capfd, arguments, error, pattern) -> None:

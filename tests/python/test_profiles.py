@@ -1,0 +1,498 @@
+"""Layer profiles: the format and its errors, lookup, comparison, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from py_reasonalloc import BudgetConfig, ConfigError, ProfileError, ReasonLlama, profile_cli
+from py_reasonalloc import _bindings as c
+from py_reasonalloc.cli import run as run_cli
+from py_reasonalloc.identity import BLOCK_BYTES, N_BLOCKS, family_slug, read_identity
+from py_reasonalloc.lookup import cached_path, find_profile, resolve_profile, save_to_cache
+from py_reasonalloc.probes import MATHS, MAX_PROMPTS, default_prompts, read_prompts
+from py_reasonalloc.profile_plot import bar, terminal_plot
+from py_reasonalloc.profiles import (
+    MAX_FILE_BYTES,
+    Profile,
+    compare,
+    load_profile,
+    profiles_folder,
+)
+
+GOOD = Profile(
+    name="test",
+    family="random-llama",
+    architecture="llama",
+    n_layer=2,
+    n_head_kv=2,
+    head_dim=32,
+    demand=(10.5, 31.0),
+    rho=0.93,
+    gamma=0.5,
+    clip_lo=0.25,
+    clip_hi=2.0,
+    n_prompts=8,
+    n_steps=4000,
+    seed=0,
+    tool_version="0.1.0",
+    date="2026-01-31",
+    fingerprint="sha256:" + "0" * 64,
+    command="reasonalloc-profile m.gguf -o test.json",
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder of its own for every test."""
+    monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def good_file(tmp_path):
+    path = tmp_path / "good.json"
+    GOOD.save(path)
+    return path
+
+
+@pytest.fixture
+def in_process(capsys, monkeypatch):
+    """Return a function that runs a command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def run(command, *arguments):
+        with pytest.raises(SystemExit) as caught:
+            command([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    return run
+
+
+# --- the format ----------------------------------------------------------------------------------
+
+
+def test_round_trip(good_file) -> None:
+    found = load_profile(good_file)
+    assert found == GOOD
+    assert found.source == str(good_file)
+    ragged = dataclasses.replace(GOOD, n_head_kv=(2, 0), demand=(3.0, 0.0))
+    ragged.save(good_file)
+    assert load_profile(good_file) == ragged
+    assert [p.name for p in good_file.parent.glob("*good*")] == ["good.json"]
+
+
+def test_whole_numbers_may_be_written_with_a_point(tmp_path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({**GOOD.to_json(), "n_layer": 2.0, "demand": [1, 2]}))
+    found = load_profile(path)
+    assert (found.n_layer, found.demand) == (2, (1.0, 2.0))
+    assert isinstance(found.n_layer, int) and isinstance(found.demand[0], float)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version: 2 is unknown, this ReasonAlloc reads version 1"),
+        ({"format_version": None}, "format_version: 1 was expected"),
+        ({"n_layer": 3}, "demand: 2 entries, but n_layer is 3"),
+        ({"n_layer": 0}, "n_layer: 0 is less than the minimum of 1"),
+        ({"n_layer": 2.5}, "n_layer: 2.5 is not of type 'integer'"),
+        ({"n_layer": True}, "n_layer: True is not of type 'integer'"),
+        ({"n_head_kv": [2]}, "n_head_kv: 1 entries, but n_layer is 2"),
+        ({"n_head_kv": 0}, "n_head_kv: 0 is not valid"),
+        ({"head_dim": -1}, "head_dim: -1 is less than the minimum of 1"),
+        ({"demand": [1.0, -2.0]}, r"demand\[1\]: -2.0 is less than the minimum of 0"),
+        ({"demand": [1.0, "2"]}, r"demand\[1\]: '2' is not of type 'number'"),
+        ({"demand": [1.0, 1e30]}, r"demand\[1\]: 1e\+30 is greater than the maximum"),
+        ({"demand": [0.0, 0.0]}, "demand: no layer has any"),
+        ({"demand": []}, r"demand: \[\] should be non-empty|demand: \[\] is too short"),
+        ({"demand": 7}, "demand: 7 is not of type 'array'"),
+        ({"rho": 0}, "rho: 0 is less than or equal to the minimum of 0"),
+        ({"rho": 1.5}, "rho: 1.5 is greater than the maximum of 1"),
+        ({"gamma": -1}, "gamma: -1 is less than the minimum of 0"),
+        ({"clip_lo": 1.1}, "clip_lo: 1.1 is greater than the maximum of 1"),
+        ({"clip_hi": 0.9}, "clip_hi: 0.9 is less than the minimum of 1"),
+        ({"n_prompts": 9}, "n_prompts: 9 is greater than the maximum of 8"),
+        ({"n_steps": 0}, "n_steps: 0 is less than the minimum of 1"),
+        ({"seed": -1}, "seed: -1 is less than the minimum of 0"),
+        ({"name": "a\x1b[31mb"}, "name: .* does not match"),
+        ({"name": "x" * 2000}, "name: 'xxx.* is too long"),
+        ({"date": "yesterday"}, "date: 'yesterday' does not match"),
+        ({"date": "2026-02-30"}, "date: 2026-02-30 is no day of the calendar"),
+        ({"fingerprint": "sha256:12"}, "fingerprint: 'sha256:12' does not match"),
+        ({"comment": "hi"}, "'comment' was unexpected"),
+        ({"rho": 2, "gamma": -1, "seed": -1, "n_steps": 0}, "; and 1 more$"),
+    ],
+)
+def test_bad_fields(tmp_path, change, message) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({**GOOD.to_json(), **change}))
+    with pytest.raises(ProfileError, match=message) as caught:
+        load_profile(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert text.isprintable() and len(text) < 1000
+
+
+@pytest.mark.parametrize("name", sorted(GOOD.to_json()))
+def test_every_field_is_needed(tmp_path, name) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({k: v for k, v in GOOD.to_json().items() if k != name}))
+    with pytest.raises(ProfileError, match=f"'{name}' is a required property"):
+        load_profile(path)
+
+
+def test_bad_files(tmp_path, good_file) -> None:
+    text = good_file.read_text()
+    cases = {
+        text[: len(text) // 2]: "truncated or not JSON: .* at line",
+        "": "truncated or not JSON",
+        "[1, 2]": r"\[1, 2\] is not of type 'object'",
+        text.replace("31.0", "NaN"): "NaN is not a number that a profile may hold",
+        text.replace("31.0", "-Infinity"): "-Infinity is not a number",
+        text.replace("31.0", "1e999"): r"demand\[1\]: inf is greater than the maximum",
+        "[" * 100_000: "nested too deeply|truncated or not JSON",
+        " " * (MAX_FILE_BYTES + 1): f"larger than {MAX_FILE_BYTES} bytes",
+        text.replace("4000", "9" * 5000): "p.json: .",
+    }
+    path = tmp_path / "p.json"
+    for content, message in cases.items():
+        path.write_text(content)
+        with pytest.raises(ProfileError, match=message):
+            load_profile(path)
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ProfileError, match="not UTF-8 text"):
+        load_profile(path)
+    with pytest.raises(ProfileError, match="none.json: cannot be read: No such file"):
+        load_profile(tmp_path / "none.json")
+    with pytest.raises(ProfileError, match="cannot be read"):
+        load_profile(tmp_path)
+
+
+def test_a_profile_made_by_a_program_is_checked_too() -> None:
+    with pytest.raises(ProfileError, match=r"demand\[0\]: nan is no number"):
+        dataclasses.replace(GOOD, demand=(math.nan, 1.0))
+    with pytest.raises(ProfileError, match="rho: nan is no number"):
+        dataclasses.replace(GOOD, rho=math.nan)
+
+
+def test_save_says_what_fails(tmp_path) -> None:
+    with pytest.raises(ProfileError, match="cannot be written: No such file or directory"):
+        GOOD.save(tmp_path / "no" / "p.json")
+
+
+def test_the_schema_and_the_class_agree() -> None:
+    schema = json.loads((profiles_folder() / "schema" / "profile.schema.json").read_text())
+    assert schema["properties"].keys() == set(schema["required"]) == GOOD.to_json().keys()
+    assert schema["properties"]["n_prompts"]["maximum"] == MAX_PROMPTS
+
+
+# --- what reaches the engine ---------------------------------------------------------------------
+
+
+def test_profile_reaches_the_library(good_file) -> None:
+    profile = dataclasses.replace(GOOD, gamma=0.75, clip_lo=0.1, clip_hi=3.0)
+    native = BudgetConfig(layers="wave", heads="adaptive", profile=profile, mu=0.5).to_native()
+    assert native.layer_demand[: native.n_layer_demand] == [10.5, 31.0]
+    assert (native.gamma, native.clip_lo, native.clip_hi, native.mu) == (0.75, 0.1, 3.0, 0.5)
+    assert (native.layer_alloc, native.head_alloc) == (b"wave", b"adaptive")
+    native = BudgetConfig(layers="wave", profile=profile, gamma=1.0).to_native()
+    assert (native.gamma, native.clip_lo) == (1.0, 0.1)
+    native = BudgetConfig(layers="pyramid", profile=profile).to_native()
+    assert (native.gamma, native.n_layer_demand) == (0.5, 0)
+    assert BudgetConfig(layers="wave", profile=str(good_file)).profile == GOOD
+    assert len({BudgetConfig(layers="wave", profile=GOOD) for _ in range(2)}) == 1
+
+
+def budgets(llama) -> list[int]:
+    return [layer[0].budget for layer in llama.kv_stats().layers]
+
+
+def test_session_takes_profiles(make_gguf, good_file, cache) -> None:
+    path = make_gguf()
+    with ReasonLlama(path, budget=64, profile=good_file) as llama:
+        assert (llama.config.layers, llama.config.heads) == ("wave", "adaptive")
+        wave = budgets(llama)
+        assert sum(wave) == 128 and wave[0] < wave[1]
+    with ReasonLlama(path, budget=64, profile="auto") as llama:  # nothing fits
+        assert (llama.config.layers, llama.config.heads) == ("uniform", "adaptive")
+    save_to_cache(GOOD, read_identity(path))
+    with ReasonLlama(path, budget=64, profile="auto", heads="uniform") as llama:
+        assert (budgets(llama), llama.config.heads) == (wave, "uniform")
+    with ReasonLlama(path, budget=64) as llama:
+        assert (llama.config.layers, llama.config.heads) == ("uniform", "uniform")
+    with ReasonLlama(path, budget=64, layers=[80, 48]) as llama:
+        assert budgets(llama) == [80, 48]
+    with ReasonLlama(path, budget=64, layers="pyramid", profile="auto") as llama:
+        assert budgets(llama)[0] > budgets(llama)[1]
+    with pytest.raises(ConfigError, match="profile: already part of the BudgetConfig"):
+        ReasonLlama(path, BudgetConfig(), profile="auto")
+    with pytest.raises(ConfigError, match="layers = 'wave' needs a profile"):
+        ReasonLlama(path, layers="wave")
+    with pytest.raises(ProfileError, match="n_layer: 2, but .* has 3 layers"):
+        ReasonLlama(make_gguf(n_layer=3), profile=good_file)
+
+
+def test_budget_sums_that_cannot_be_met() -> None:
+    config = BudgetConfig(budget=64, layers="wave", profile=GOOD).to_native()
+    config.budget = 12
+    assert c.ra_config_check(config) != c.RA_STATUS_OK
+    assert "budget 12 is too small" in c.last_error()
+
+
+# --- fingerprint and lookup ----------------------------------------------------------------------
+
+
+def test_identity(make_gguf) -> None:
+    found = read_identity(make_gguf(arch="qwen2", n_layer=3, n_head=8, n_head_kv=2, head_dim=64))
+    assert (found.architecture, found.n_layer, found.n_head_kv) == ("qwen2", 3, 2)
+    assert (found.head_dim, found.families[0]) == (64, "random-qwen2")
+    ragged = read_identity(make_gguf(arch="deci", n_layer=3, n_head_kv=(4, 0, 1)))
+    assert ragged.n_head_kv == (4, 0, 1)
+    assert family_slug("DeepSeek R1 Distill-Llama_8B!") == "deepseek-r1-distill-llama-8b"
+
+
+def test_fingerprint(make_gguf, tmp_path) -> None:
+    path = make_gguf(n_layer=2, head_dim=128, n_ff=1024)  # more data than the sample
+    first = read_identity(path).fingerprint
+    assert re.fullmatch("sha256:[0-9a-f]{64}", first)
+    copy = tmp_path / "copy.gguf"
+    shutil.copy(path, copy)
+    assert read_identity(copy).fingerprint == first
+    data = bytearray(copy.read_bytes())
+    assert len(data) > 2 * N_BLOCKS * BLOCK_BYTES / 2
+    for place in (len(data) - 1, data.index(b"random llama")):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        copy.write_bytes(changed)
+        assert read_identity(copy).fingerprint != first
+    copy.write_bytes(data + b"\0")
+    assert read_identity(copy).fingerprint != first
+    assert read_identity(make_gguf(seed=1)).fingerprint != read_identity(make_gguf()).fingerprint
+
+
+def test_lookup_order(make_gguf, monkeypatch, tmp_path, good_file) -> None:
+    path, shipped = make_gguf(), tmp_path / "shipped"
+    shutil.copytree(profiles_folder() / "schema", shipped / "schema")
+    load_profile(good_file)  # the schema has been read from where it is
+    monkeypatch.setattr("py_reasonalloc.lookup.profiles_folder", lambda: shipped)
+    assert find_profile(path) is None
+
+    others = {
+        "layers": {"n_layer": 3, "demand": (1.0, 2.0, 3.0)},
+        "architecture": {"architecture": "qwen2"},
+        "family": {"family": "random"},
+        "heads": {"n_head_kv": 4},
+    }
+    for name, change in others.items():
+        dataclasses.replace(GOOD, name=name, **change).save(shipped / f"{name}.json")
+    assert find_profile(path) is None
+
+    dataclasses.replace(GOOD, name="old", date="2025-01-01").save(shipped / "old.json")
+    assert find_profile(path).name == "old"
+    dataclasses.replace(GOOD, name="new").save(shipped / "new.json")
+    assert (find_profile(path).name, find_profile(path).source) == ("new", "new")
+
+    identity = read_identity(path)
+    save_to_cache(dataclasses.replace(GOOD, name="mine"), identity)
+    assert find_profile(path).name == "mine"
+    assert find_profile(make_gguf(seed=1)).name == "new"  # the same family, another file
+
+    wrong = dataclasses.replace(GOOD, n_layer=3, demand=(1.0, 2.0, 3.0))
+    wrong.save(cached_path(identity))
+    assert find_profile(path).name == "new"
+    cached_path(identity).write_text("{")
+    with pytest.raises(ProfileError, match=f"{identity.fingerprint[7:]}.json: truncated"):
+        find_profile(path)
+
+    assert resolve_profile(path, None) is None
+    assert resolve_profile(path, good_file) == GOOD
+    with pytest.raises(ProfileError, match="n_layer: 3, but .* has 2 layers"):
+        resolve_profile(path, wrong)
+
+
+def test_shipped_profiles_are_valid(demo_model) -> None:
+    files = list(profiles_folder().glob("*.json"))
+    assert files
+    for file in files:
+        profile = load_profile(file)
+        assert profile.name == file.stem
+        assert f"-o {file.name}" in profile.command
+    assert find_profile(demo_model).source == "demo-reasoner"
+
+
+def test_the_docs_show_the_shipped_profile() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- demo profile -->\n```\n")[1].split("\n```")[0]
+    assert shown == terminal_plot(load_profile(profiles_folder() / "demo-reasoner.json"))
+
+
+def test_cache_folder_that_cannot_be_made(make_gguf, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(ProfileError, match="cannot be made: .*REASONALLOC_CACHE_DIR"):
+        save_to_cache(GOOD, read_identity(make_gguf()))
+
+
+# --- probes, comparison, pictures ----------------------------------------------------------------
+
+
+def test_probes(make_gguf, demo_model, tmp_path) -> None:
+    assert default_prompts(read_identity(make_gguf()), 0) == MATHS
+    demo = read_identity(demo_model)
+    assert len(MATHS) == len(default_prompts(demo, 0)) == MAX_PROMPTS
+    assert not set(default_prompts(demo, 0)) & set(default_prompts(demo, 1))
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\n\n  two \n")
+    assert read_prompts(path) == ("one", "two")
+    for content, message in [("\n \n", "holds no prompt"), ("x\n" * 9, "holds 9 prompts, at most")]:
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            read_prompts(path)
+
+
+def test_compare() -> None:
+    def profile(*demand: float) -> Profile:
+        return dataclasses.replace(GOOD, n_layer=len(demand), demand=demand)
+
+    same = compare(profile(1, 5, 3), profile(10, 50, 30))
+    assert same.rank_correlation == pytest.approx(1) and same.l1 == pytest.approx(0)
+    other = compare(profile(1, 2, 3), profile(3, 2, 1))
+    assert other.rank_correlation == pytest.approx(-1)
+    assert other.l1 == pytest.approx(4 / 6)
+    # ties share their rank: ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4
+    assert compare(profile(1, 2, 2, 9), profile(1, 5, 3, 6)).rank_correlation == pytest.approx(
+        4.5 / math.sqrt(4.5 * 5)
+    )
+    assert compare(profile(1, 0), profile(0, 1)).l1 == pytest.approx(2)
+    assert math.isnan(compare(profile(2, 2), profile(1, 2)).rank_correlation)
+    with pytest.raises(ProfileError, match="profiles of 2 and 3 layers"):
+        compare(profile(1, 2), profile(1, 2, 3))
+
+
+def test_terminal_plot() -> None:
+    assert (bar(1.0, 4), bar(0.5, 4), bar(0.03125, 4), bar(0.0, 4)) == ("████", "██", "▏", "")
+    lines = terminal_plot(dataclasses.replace(GOOD, demand=(15.5, 31.0)), width=10).splitlines()
+    assert "93% of the attention" in lines[0]
+    assert lines[1:] == ["0 █████      15.5", "1 ██████████ 31.0"]
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def test_run_takes_the_profile_that_fits(cli, make_gguf, good_file, cache) -> None:
+    path = make_gguf()
+    arguments = (path, "-p", "hello", "-n", 4, "--budget", 64)
+
+    def split(*more):
+        done = cli(*arguments, *more, "--json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        return found["layers"], found["heads"], found["profile"]
+
+    assert split() == ("uniform", "adaptive", None)
+    assert "no profile fits this model" in cli(*arguments).stderr.splitlines()[-1]
+    save_to_cache(GOOD, read_identity(path))
+    cached = str(cached_path(read_identity(path)))
+    assert split() == ("wave", "adaptive", cached)
+    assert f"wave by profile {cached}" in cli(*arguments).stderr.splitlines()[-1]
+    assert split("--profile", good_file, "--heads", "uniform") == (
+        "wave",
+        "uniform",
+        str(good_file),
+    )
+    assert split("--layers", "pyramid") == ("pyramid", "adaptive", None)
+    dry = json.loads(cli(*arguments, "--dry-run", "--json").stdout)
+    assert (dry["layers"], dry["profile"]) == ("wave", cached)
+    assert dry["layer_bytes"][0] < dry["layer_bytes"][1]
+
+
+def test_run_with_a_table(cli, make_gguf) -> None:
+    arguments = (make_gguf(), "-p", "hello", "-n", 4, "--json")
+    found = json.loads(cli(*arguments, "--layers", "80,48").stdout)
+    assert (found["layers"], found["budget"], found["profile"]) == ([80, 48], 64, None)
+
+
+def test_demo_says_its_profile(cli) -> None:
+    done = cli("demo", "-n", 8)
+    assert done.returncode == 0
+    says = done.stderr.splitlines()[-1]
+    assert says == "[layers: wave by profile demo-reasoner; heads: adaptive]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--layers", "best"], "layers = 'best' is unknown: must be one of uniform, pyramid, wave"),
+        (["--heads", "best"], "heads = 'best' is unknown: must be one of uniform, adaptive"),
+        (["--layers", "wave"], "layers = 'wave' needs a profile, and none fits .*calibrate"),
+        (["--layers", "wave", "--profile", "none"], "--layers wave and --profile none exclude"),
+        (["--layers", "64,x"], "layers = '64,x' is not a list of numbers"),
+        (["--layers", "64,64,64"], "layers has 3 budgets, .* has 2 layers"),
+        (["--layers", "64,12"], r"layer_budgets\[1\]"),
+        (["--layers", "64,64", "--budget", 80], "--layers gives 64 tokens on average, --budget 80"),
+        (["--profile", "none.json"], "none.json: cannot be read: No such file"),
+        (["--profile", "README.md"], "README.md: truncated or not JSON"),
+        (["--profile", "profiles/demo-reasoner.json"], "n_layer: 6, but .* has 2 layers"),
+        (["--no-budget", "--profile", "auto"], "--no-budget and --profile exclude each other"),
+        (["--no-budget", "--layers", "wave"], "--no-budget and --layers exclude each other"),
+    ],
+)
+def test_run_errors(in_process, make_gguf, arguments, pattern) -> None:
+    code, out, err = in_process(run_cli, make_gguf(), "-p", "hi", *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert re.search(pattern, err), err
+
+
+def test_compare_command(in_process, good_file, tmp_path) -> None:
+    other = tmp_path / "other.json"
+    dataclasses.replace(GOOD, name="other", demand=(31.0, 10.5)).save(other)
+    code, out, err = in_process(profile_cli.run, "--compare", good_file, other)
+    assert (code, err) == (0, "")
+    assert "rank correlation   -1.000" in out
+    assert f"L1 of the shares   {2 * 20.5 / 41.5:.3f}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "pattern"),
+    [
+        ([], 2, "no model"),
+        (["demo"], 2, "nowhere to write"),
+        (["none.gguf", "-o", "x.json"], 1, "none.gguf: no such file"),
+        (["README.md", "-o", "x.json"], 1, "README.md: not a GGUF file"),
+        (["demo", "-o", "no/such/folder/x.json"], 2, "its folder does not exist"),
+        (["demo", "-o", "x.json", "--prompts", "none.txt"], 2, "none.txt: cannot be read"),
+        (["demo", "-o", "x.json", "--rho", "1.5"], 2, "rho = 1.5 is out of range"),
+        (["demo", "-o", "x.json", "--steps", "0"], 2, "steps = 0 is out of range"),
+        (["demo", "-o", "x.json", "--seed", "-1"], 2, "seed = -1 is out of range"),
+        (["demo", "-o", "x.json", "--plot", "x.gif"], 2, "plot = 'x.gif' must end in .png"),
+        (["--compare", "README.md", "README.md"], 2, "README.md: truncated or not JSON"),
+        (["demo", "--compare", "a", "b"], 2, "--compare takes two profiles, no model"),
+    ],
+)
+def test_profile_errors(in_process, arguments, code, pattern) -> None:
+    found, out, err = in_process(profile_cli.run, *arguments)
+    assert (found, out) == (code, "")
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("reasonalloc-profile: ")
+    assert re.search(pattern, lines[0]), lines[0]
+
+
+def test_pictures(in_process, good_file, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "both.svg"
+    code, _, err = in_process(profile_cli.run, "--compare", good_file, good_file, "--plot", picture)
+    assert (code, err) == (0, "")
+    first = picture.read_bytes()
+    assert b"<svg" in first
+    in_process(profile_cli.run, "--compare", good_file, good_file, "--plot", picture)
+    assert picture.read_bytes() == first
