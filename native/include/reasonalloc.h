@@ -209,7 +209,8 @@ typedef struct ra_stats {
     int64_t kv_bytes;       /* allocated tensors of K and V of all layers */
     int64_t window_bytes;   /* allocated tensors of the observation window's queries */
     int64_t scratch_bytes;  /* buffers reserved for compressions (device and host), complete from
-                             * the first decode on */
+                             * the first decode on; they grow only for a head that
+                             * ra_set_head_budgets() makes longer than any before */
     int64_t kv_bytes_full;  /* what the stock cache's rows for n_pos tokens take */
     int64_t n_evicted;      /* (token, head) entries evicted since the last clear */
     int64_t n_entries;      /* (token, head) entries held now */

@@ -9,6 +9,25 @@ static constexpr size_t RA_SCORE_VALUES = size_t(2) << 20;
 
 static constexpr size_t RA_SCORE_MAX_NODES = 2048;
 
+// most tokens that a head of layer il can hold: with an allocator that moves capacity, up to clip_hi
+// times the mean; 0 for a layer without heads
+static int32_t ra_longest_head(const ra_cache * c, int32_t il) {
+    const ra_layer & l       = c->layers[il];
+    int64_t          total   = 0;
+    int64_t          longest = 0;
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        total += l.initial[ih];
+        longest = std::max<int64_t>(longest, l.initial[ih]);
+    }
+    if (l.n_head_kv > 0 && strcmp(c->settings.head_alloc->name, "uniform") != 0) {
+        const double most = c->settings.cfg.clip_hi * double(total) / l.n_head_kv;
+        longest           = std::max<int64_t>(longest, int64_t(std::min(most, 1e9)));
+    }
+    return l.n_head_kv == 0
+               ? 0
+               : (int32_t) std::min<int64_t>(longest + c->settings.cfg.buffer, l.n_slots);
+}
+
 ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, bool measure)
     : mem(mem) {
     std::vector<ggml_backend_t> backends;
@@ -47,11 +66,20 @@ ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, 
     if (il_max < 0 || needs == 0) {
         return;
     }
+    // with segments full; uneven heads are scored one by one, so the longest that can be is the most
+    one_by_one =
+        c->settings.head_budgets != nullptr || strcmp(c->settings.head_alloc->name, "uniform") != 0;
+    for (int32_t il = 0; one_by_one && il < c->n_layer; ++il) {
+        il_max = ra_longest_head(c, il) > ra_longest_head(c, il_max) ? il : il_max;
+    }
     std::vector<job>           jobs;
     const ra_layer &           l = c->layers[il_max];
     const std::vector<int32_t> used(l.used, l.used + l.n_head_kv);
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
         l.used[ih] = l.budget[ih] + c->settings.cfg.buffer;
+    }
+    if (one_by_one) {
+        l.used[0] = ra_longest_head(c, il_max);
     }
     list_jobs(il_max, needs, jobs);
     ggml_cgraph * gf = nullptr;
@@ -131,7 +159,8 @@ size_t ra_scorer::build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_
         const int64_t n_kv = l.used[j.ih];
         const size_t  n_out =
             size_t(n_kv) * size_t(j.kind == JOB_LOGITS ? n_group * c->n_ring : j.n_rows);
-        if (i > begin && n_values + n_out > RA_SCORE_VALUES) {
+        if (i > begin &&
+            (n_values + n_out > RA_SCORE_VALUES || (one_by_one && j.ih != jobs[begin].ih))) {
             break;
         }
         n_values += n_out;

@@ -41,6 +41,8 @@ class ra_scorer {
 
     const ra_memory & mem;
 
+    bool one_by_one = false; // a graph holds the jobs of one head only
+
     ggml_backend_sched_ptr sched;
     std::vector<size_t>    measured; // bytes per backend, where nothing was reserved
     std::vector<uint8_t>   meta;     // tensor structs of a graph

@@ -236,8 +236,6 @@ def test_a_reader_that_leaves(command, make_gguf) -> None:
 )
 def test_dry_run_tells_what_the_run_takes(cli, make_gguf, weight_type, arguments) -> None:
     path = make_gguf(arch="qwen3", n_layer=3, weight_type=weight_type)
-    if "--no-budget" not in arguments:
-        arguments = [*arguments, "--heads", "uniform"]
     common = (path, "-p", "hello", "-n", 150, "--json", *arguments)
     dry, real = report(cli(*common, "--dry-run")), report(cli(*common))
     for key in ("kv_bytes", "window_bytes", "scratch_bytes", "compute_bytes", "weights_bytes"):

@@ -91,7 +91,7 @@ def demo_prompt(engine: Engine, problem: object) -> list[int]:
     """Tokens of a demo problem's prompt, in the model's own format."""
     from llama_cpp import llama_cpp as lib
 
-    text = problem.prompt.encode()
+    text = problem.chat_prompt.encode()
     vocab = lib.llama_model_get_vocab(engine.model)
     tokens = (lib.llama_token * 4096)()
     n = lib.llama_tokenize(vocab, text, len(text), tokens, 4096, True, True)
