@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DEMO = "demo"
 DEMO_MODEL = Path(__file__).parent / "demo" / "demo-reasoner-q8_0.gguf"
 #: What `reasonalloc-run demo` uses where nothing else is asked for.
-DEMO_DEFAULTS = {"budget": 96, "buffer": 16, "protect_prompt": "all", "temp": 0.0}
+DEMO_DEFAULTS = {"budget": 240, "buffer": 16, "protect_prompt": "all", "temp": 0.0}
 
 
 def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:

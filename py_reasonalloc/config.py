@@ -120,6 +120,13 @@ class BudgetConfig:
         R-KV: cosine above which two keys count as alike, -1 to 1.
     pool_kernel : int
         Width of the max-pool over importance; odd, 1 to 255.
+    ema : float
+        rkv-ema: weight of a token's score at earlier compressions, 0 to below 1.
+    value_guard : float
+        With any policy: tokens whose value norm lies more than this many standard deviations above
+        the head's mean are never evicted, at most `n_guard` per head; 0: off.
+    n_guard : int
+        0 to 1024.
     policy_seed : int
         Of the random policy, 0 to 2**64 - 1.
     layers : str or sequence of int
@@ -163,6 +170,9 @@ class BudgetConfig:
     lambda_: float = 0.1
     sim_threshold: float = 0.5
     pool_kernel: int = 7
+    ema: float = 0.5
+    value_guard: float = 0.0
+    n_guard: int = 4
     policy_seed: int = 0
     layers: str | Sequence[int] = "uniform"
     heads: str = "uniform"
@@ -183,6 +193,9 @@ class BudgetConfig:
         check_int("policy_seed", self.policy_seed, 0, 2**64 - 1)
         check_float("lambda_", self.lambda_, 0.0, 1.0)
         check_float("sim_threshold", self.sim_threshold, -1.0, 1.0)
+        check_float("ema", self.ema, 0.0, 0.999999)
+        check_float("value_guard", self.value_guard, 0.0, 1e6)
+        check_int("n_guard", self.n_guard, 0, 1024)
         if self.protect_prompt not in ("off", "all"):
             if isinstance(self.protect_prompt, str):
                 raise ConfigError(
@@ -260,6 +273,9 @@ class BudgetConfig:
         native.lambda_ = self.lambda_
         native.sim_threshold = self.sim_threshold
         native.pool_kernel = self.pool_kernel
+        native.ema = self.ema
+        native.value_guard = self.value_guard
+        native.n_guard = self.n_guard
         native.seed = self.policy_seed
         self._set_allocators(native)
         return native

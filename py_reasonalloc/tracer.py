@@ -79,7 +79,7 @@ class Tracer:
         self._tokens = np.empty(0, dtype=np.intc)
         self._error: BaseException | None = None
         self._pending: list[tuple[int, int, list[LayerCompression]]] = []
-        self._callback = c.ra_trace_cb(self._receive)
+        self._callback: Any = c.ra_trace_cb(self._receive)
         c.check(c.ra_set_trace(session.ctx, self._callback, None))
 
     def _receive(
@@ -155,6 +155,7 @@ class Tracer:
         context = getattr(self._session, "_ctx", None)
         if context is not None and context.ctx is not None:
             c.check(c.ra_set_trace(context.ctx, c.ra_trace_cb(), None))
+        self._callback = None  # it refers to self: without it the session is freed at once
 
 
 class Traceable(llama_cpp.Llama):

@@ -269,14 +269,23 @@ def test_dry_run_table(cli, make_gguf) -> None:
 
 
 def test_demo(cli) -> None:
-    found = report(cli("demo", "--json", "-n", 400))
+    found = report(cli("demo", "--json"))
     assert found["n_compressions"] > 0
     n_slots = found["budget"] + found["buffer"]
     assert found["peak_tokens"] <= 2 * 2 * n_slots  # a layer, and a head of it, twice the mean
     assert found["kv_bytes"] == found["kv_bytes_full"] // found["n_pos"] * n_slots
     assert found["kv_bytes"] < found["kv_bytes_full"]
     assert found["n_protect"] == found["n_prompt"]
-    assert "</think>" in found["text"] or found["stop_reason"] == "length"
+    assert found["stop_reason"] == "stop"
+    assert "</think>" in found["text"]
+
+
+def test_demo_with_the_full_cache_is_right(cli) -> None:
+    from py_reasonalloc.demo.problems import SAMPLE_PROBLEM, extract_answer
+
+    found = report(cli("demo", "--json", "--no-budget"))
+    assert extract_answer(found["text"]) == SAMPLE_PROBLEM.answer
+    assert found["n_evicted"] == 0
 
 
 def test_list_policies(cli) -> None:
