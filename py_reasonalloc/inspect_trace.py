@@ -14,9 +14,8 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import ConfigError, ReasonAllocError
-
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+from .console import run_command
+from .errors import ConfigError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -105,28 +104,7 @@ def _style() -> Any:
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of `reasonalloc-inspect`: never returns, shows no traceback for bad input."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    try:
-        sys.exit(main.main(arguments, prog_name="reasonalloc-inspect", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(EXIT_INTERRUPTED)
-    except ConfigError as error:
-        _fail(str(error), EXIT_USAGE)
-    except (ReasonAllocError, MemoryError) as error:
-        _fail(str(error) or "out of memory", EXIT_FAILURE)
-    except BrokenPipeError:
-        # nobody reads any more: keep the interpreter from flushing into the closed pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILURE)
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo(f"reasonalloc-inspect: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+    run_command(main, "reasonalloc-inspect", arguments)
 
 
 if __name__ == "__main__":
