@@ -16,12 +16,10 @@ import torch
 
 from .model import ModelConfig
 from .problems import ASSISTANT_TOKEN, END_TOKEN, USER_TOKEN
-from .vocab import BOS_ID, CONTROL_TOKENS, END_ID, MERGES, SYMBOLS, VISIBLE_TOKENS
+from .vocab import BOS_ID, CONTROL_TOKENS, END_ID, FILE_NAMES, MERGES, SYMBOLS, VISIBLE_TOKENS
 
 #: Context that the metadata names (tokens). Trained chains are shorter: see MODEL_CARD.md.
 N_CTX = 4096
-FILE_NAMES = {"f16": "demo-reasoner-f16.gguf", "q8_0": "demo-reasoner-q8_0.gguf"}
-
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}" + USER_TOKEN + "{{ message['content'] }}"

@@ -79,6 +79,9 @@ MERGES: list[str] = [f"{to_symbols(' ')} {to_symbols(' ')}"]
 
 _IDS: dict[str, int] = {symbol: i for i, symbol in enumerate(SYMBOLS)}
 N_VOCAB = len(SYMBOLS)
+#: Files that `export` writes, by the type of their matrices; the second one is shipped.
+FILE_NAMES = {"f16": "demo-reasoner-f16.gguf", "q8_0": "demo-reasoner-q8_0.gguf"}
+
 BOS_ID = _IDS[BOS_TOKEN]
 END_ID = _IDS[END_TOKEN]
 

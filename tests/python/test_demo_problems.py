@@ -118,3 +118,24 @@ def test_extract_answer(text, expected):
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="got"):
         dp.generate_problem(**{"seed": 0, "index": 0, **arguments})
+
+
+def test_evaluate_needs_no_torch(demo_model) -> None:
+    """The measuring command of the README runs on an installation without the training tools."""
+    import json
+    import subprocess
+    import sys
+
+    script = (
+        "import sys; sys.modules['torch'] = None; from py_reasonalloc.demo import evaluate as e;"
+    )
+    command = [sys.executable, "-c", f"{script} sys.argv[1:] = sys.argv[2:]; e.main()", "-"]
+    done = subprocess.run(
+        [*command, str(demo_model), "--problems", "2", "--budget", "300"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    row = json.loads(done.stdout)
+    assert row["problems"] == 2
+    assert row["last_n_evicted"] > 0
