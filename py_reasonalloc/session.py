@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import llama_cpp
+from llama_cpp import _internals
 from llama_cpp import llama_cpp as bindings
 
 from . import _bindings as c
@@ -111,6 +113,7 @@ class ReasonLlama(Traceable):
         }
         alloc = {"layers": layers, "heads": heads, "profile": profile}
         self.config = session_config(model_path, budget, shared, alloc)
+        self._asked_ubatch = n_ubatch
         if self.config is not None:
             n_ubatch = min(n_ubatch, self.config.buffer)
             if kwargs.get("draft_model") is not None:
@@ -133,11 +136,17 @@ class ReasonLlama(Traceable):
 
     def _open(self, path: str, kwargs: dict[str, Any]) -> None:
         """Run the base constructor with the configuration pending for the context it makes."""
-        with LogCapture(forward=kwargs["verbose"]) as log:
+        with self._pending_budget(path, kwargs["verbose"], kwargs.get("vocab_only", False)):
+            super().__init__(path, **kwargs)
+
+    @contextlib.contextmanager
+    def _pending_budget(self, path: str, verbose: bool, vocab_only: bool = False) -> Iterator[None]:
+        """Apply the configuration to the context made inside; closes the session if that fails."""
+        with LogCapture(forward=verbose) as log:
             try:
                 if self.config is not None:
                     c.check(c.ra_configure_next(ctypes.byref(self.config.to_native())))
-                super().__init__(path, **kwargs)
+                yield
             except ValueError as error:
                 failure = self._open_failure(path, str(error), log)
                 self.close()
@@ -149,11 +158,7 @@ class ReasonLlama(Traceable):
                 raise
             finally:
                 c.ra_configure_next(None)
-        if (
-            self.config is not None
-            and not kwargs.get("vocab_only")
-            and not c.ra_is_attached(self.ctx)
-        ):
+        if self.config is not None and not vocab_only and not c.ra_is_attached(self.ctx):
             self.close()
             raise ContextError(f"{path}: the context was made without a budgeted cache")
 
@@ -171,6 +176,52 @@ class ReasonLlama(Traceable):
                 return error_from_status(status, f"{path}: {c.last_error()}")
             reason = reason.replace("ReasonAlloc: ", "")
         return ContextError(f"{path}: no context could be made: {reason or 'no reason was given'}")
+
+    def reconfigure(
+        self,
+        budget: int | BudgetConfig | None,
+        *,
+        type_k: str | int | None = None,
+        type_v: str | int | None = None,
+    ) -> None:
+        """Start over with another cache on the weights that are loaded; the session is then empty.
+
+        Parameters
+        ----------
+        budget : int, BudgetConfig or None
+            As in the constructor; an int stands for a `BudgetConfig` of that budget.
+        type_k, type_v : str, int or None
+            Cache types; None: as they are.
+
+        Raises
+        ------
+        ConfigError, BudgetError, UnsupportedError, ContextError
+            The session is closed if no context could be made.
+        """
+        self._require_open()
+        config = BudgetConfig(budget=budget) if isinstance(budget, int) else budget
+        types = {"type_k": type_k, "type_v": type_v}
+        ids = {name: kv_type_id(kind) for name, kind in types.items() if kind is not None}
+        if self.lora_path is not None:
+            raise UnsupportedError("a session with a LoRA adapter cannot be reconfigured")
+        if config is not None and self.draft_model is not None:
+            raise UnsupportedError("draft_model needs the stock cache: pass budget=None")
+        self.config = config
+        self._n_protect = 0 if config is None else config.to_native().n_protect
+        params = self.context_params
+        params.n_ubatch = min(self.n_batch, self._asked_ubatch)
+        if config is not None:
+            params.n_ubatch = min(params.n_ubatch, config.buffer)
+        for name, kind in ids.items():
+            setattr(params, name, kind)
+        self._ctx.close()
+        self.n_tokens, self._requires_eval, self._sampler = 0, True, None
+        with self._pending_budget(self.model_path, self.verbose):
+            self._ctx = self._stack.enter_context(
+                contextlib.closing(
+                    _internals.LlamaContext(model=self._model, params=params, verbose=True)
+                )
+            )
 
     # --- statistics ------------------------------------------------------------------------------
 
@@ -247,7 +298,7 @@ class ReasonLlama(Traceable):
         if self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) and self.n_cached() == self.n_tokens:
             return
         tokens = self.input_ids[: self.n_tokens].tolist()
-        self._forget()
+        self.clear()
         if tokens:
             self._decode(tokens)
 
@@ -281,7 +332,8 @@ class ReasonLlama(Traceable):
             return self.n_tokens
         return int(bindings.llama_memory_seq_pos_max(self._ctx.memory, 0)) + 1
 
-    def _forget(self) -> None:
+    def clear(self) -> None:
+        """Empty the session and its cache; what the engine counts per text starts anew."""
         self._ctx.kv_cache_clear()
         self.n_tokens = 0
         self._requires_eval = True
@@ -323,7 +375,7 @@ class ReasonLlama(Traceable):
         """Protect the first positions; a cache compressed under another protection is dropped."""
         c.check(c.ra_set_protect(self.ctx, n_protect))
         if n_protect != self._n_protect and engine_stats(self.ctx).n_evicted > 0:
-            self._forget()
+            self.clear()
         self._n_protect = n_protect
 
     # --- state -----------------------------------------------------------------------------------
@@ -362,7 +414,7 @@ class ReasonLlama(Traceable):
                 self._n_protect = getattr(state, "n_protect", 0)
                 c.check(c.ra_set_protect(self.ctx, self._n_protect))
         except (RuntimeError, ValueError) as error:
-            self._forget()
+            self.clear()
             raise StateError(f"the state does not fit this session: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -66,6 +66,40 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
+class KeyDropout:
+    """Keys that go missing for good, some time after they were written: other ones in each head.
+
+    A model that never met a gap in its cache may let an idle head rest on any word; here only the
+    prompt can be relied on.
+
+    Parameters
+    ----------
+    n_prompt : Tensor
+        Tokens of each row that are never hidden, int64 [B].
+    rate : Tensor
+        Share of the other keys that go missing, float32 [B].
+    delay : Tensor
+        Queries, int64 [B], that still see a key before it does.
+    gen : torch.Generator
+        Draws the keys.
+    """
+
+    def __init__(self, n_prompt: Tensor, rate: Tensor, delay: Tensor, gen: torch.Generator) -> None:
+        self.n_prompt, self.rate, self.delay, self.gen = n_prompt, rate, delay, gen
+
+    def mask(self, n_tokens: int, config: ModelConfig) -> Tensor:
+        """Draw what the queries of one layer may see: bool [B, n_head, T, T]."""
+        n_rows = len(self.rate)
+        at = torch.arange(n_tokens)
+        draws = torch.rand((n_rows, config.n_head_kv, n_tokens), generator=self.gen)
+        lost = draws < self.rate[:, None, None]
+        lost &= (at >= self.n_prompt[:, None])[:, None]
+        age = at[:, None] - at[None, :]
+        late = age >= self.delay[:, None, None]
+        seen = (age >= 0) & ~(lost[:, :, None, :] & late[:, None])
+        return seen.repeat_interleave(config.n_head // config.n_head_kv, 1)
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
@@ -90,13 +124,14 @@ class Attention(nn.Module):
         return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, probes: Tensor | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, probes: Tensor | None, hide: KeyDropout | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the output [B, T, n_embd] and the mean entropy (nats) at the probe positions."""
         group = self.config.n_head // self.config.n_head_kv
         q, k, v = self.project(x, cos, sin)
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mask = None if hide is None else hide.mask(x.shape[1], self.config)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         out = self.o(out.transpose(1, 2).reshape(x.shape))
         if probes is None:
             return out, None
@@ -124,10 +159,10 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, probes: Tensor | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, probes: Tensor | None, hide: KeyDropout | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the block's output [B, T, n_embd] and the attention entropy, if asked for."""
-        out, entropy = self.attn(self.attn_norm(x), cos, sin, probes)
+        out, entropy = self.attn(self.attn_norm(x), cos, sin, probes, hide)
         return self.feed_forward(x + out), entropy
 
 
@@ -146,7 +181,9 @@ class DemoModel(nn.Module):
         """The blocks, first to last."""
         return cast("list[Block]", list(self.blocks))
 
-    def forward(self, ids: Tensor, probes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, ids: Tensor, probes: Tensor | None = None, hide: KeyDropout | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return logits [B, T, n_vocab] and mean attention entropy (None without probe positions).
 
         Parameters
@@ -155,6 +192,8 @@ class DemoModel(nn.Module):
             Token ids, int64 [B, T], the start token first.
         probes : Tensor, optional
             Query positions, int64 [n_probe], at which the entropy is taken.
+        hide : KeyDropout, optional
+            Which keys to hide (training only); each layer draws its own.
         """
         cos, sin = rope_tables(
             torch.arange(ids.shape[1]), self.config.head_dim, self.config.rope_base
@@ -162,7 +201,7 @@ class DemoModel(nn.Module):
         x = self.embed(ids)
         entropies: list[Tensor] = []
         for block in self.layers:
-            x, entropy = block(x, cos, sin, probes)
+            x, entropy = block(x, cos, sin, probes, hide)
             if entropy is not None:
                 entropies.append(entropy)
         logits = self.norm(x) @ self.embed.weight.T

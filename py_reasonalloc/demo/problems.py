@@ -179,12 +179,12 @@ def _write_chain(start: str, start_value: int, steps: Sequence[Step], values: Se
         recalled = step.second in known
         second = NUMBERS[known[step.second]] if recalled else step.second
         inverse = "minus" if step.is_sum else "plus"
+        origin = f"{step.second} is {second}, as we found before" if recalled else (
+            f"{second} is just a number"
+        )
         out.append(f"Next: {step.first} {step.operator} {step.second} gives {step.result}.\n")
-        out.append(f"Here {step.first} is {first}, as we just saw.\n")
-        if recalled:
-            out.append(f"And {step.second} is {second}, as we found before.\n")
-        else:
-            out.append(f"And {second} is just a number.\n")
+        out.append(f"Here {step.first} is {first}, and {origin}.\n")
+        out.append(f"So {first} {step.operator} {second} gives {step.result}.\n")
         out.append(f"So {first} {step.operator} {second} makes {result}.\n")
         out.append(f"Check: {result} {inverse} {second} makes {first}, good.\n")
         known[step.result] = value

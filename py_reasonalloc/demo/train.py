@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import DemoModel, ModelConfig
+from .model import DemoModel, KeyDropout, ModelConfig
 from .problems import (
     MAX_STEPS,
     MAX_VALUE,
@@ -36,6 +36,7 @@ _WEIGHT_AFTER = (
     (" is", 3.0),
     (",", 3.0),
     (" gives", 2.0),
+    (" and", 2.0),
     (":", 2.0),
     ("So", 2.0),
     *((" " + name, 2.0) for name in NAMES),
@@ -142,6 +143,16 @@ def exactness(model: DemoModel, n_problems: int = 24) -> dict[str, float]:
     return out
 
 
+def draw_key_dropout(
+    rows: list[tuple[list[int], int]], most: float, gen: torch.Generator
+) -> KeyDropout:
+    """Draw a dropout of keys for a batch: none in half of the rows, up to `most` in the others."""
+    n = len(rows)
+    rate = (2 * most * (torch.rand(n, generator=gen) - 0.5)).clamp_min(0.0)
+    delay = torch.randint(12, 48, (n,), generator=gen)
+    return KeyDropout(torch.tensor([n_prompt for _, n_prompt in rows]), rate, delay, gen)
+
+
 def average_gradients(model: DemoModel, n_ranks: int) -> None:
     """Average the gradients over all processes, in place."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -171,18 +182,21 @@ def worker(rank: int, args: argparse.Namespace) -> None:
     for text, weight in _WEIGHT_AFTER:
         weights[token_id(text)] = weight
     probe_gen = torch.Generator().manual_seed(args.seed + 7)
+    hide_gen = torch.Generator().manual_seed(args.seed * 1000 + rank + 500_000)
     progress = [args.start_progress]
     feed = batches(args.seed, rank, args.batch_tokens, progress)
     start, tokens, last_log, last_save = time.time(), 0, 0.0, time.time()
     step, span = 0, 1.0 - args.start_progress
     while progress[0] < 1.0:
-        inputs, targets, w = make_batch(next(feed), weights)
+        rows = next(feed)
+        inputs, targets, w = make_batch(rows, weights)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress[0], step, args.lr)
         # Late: a head made to choose before it knows its candidates goes to rest for good.
         focus = args.focus * min(1.0, max(0.0, (progress[0] - 0.6) / 0.1))
         probes = torch.randint(8, inputs.shape[1], (_N_PROBES,), generator=probe_gen)
-        logits, entropy = model(inputs, probes)
+        hide = draw_key_dropout(rows, args.key_dropout, hide_gen) if args.key_dropout else None
+        logits, entropy = model(inputs, probes, hide)
         ce = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         loss = (ce * w.flatten()).sum() / w.sum()
         assert entropy is not None
@@ -214,6 +228,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
             }
             torch.save(state, args.out / "checkpoint.tmp")
             os.replace(args.out / "checkpoint.tmp", args.out / "checkpoint.pt")
+    dist.barrier()  # a process that leaves while another still saves takes it down
     dist.destroy_process_group()
 
 
@@ -233,6 +248,12 @@ def main() -> None:
     )
     parser.add_argument(
         "--focus", type=float, default=0.015, help="weight of the attention entropy (nats)"
+    )
+    parser.add_argument(
+        "--key-dropout",
+        type=float,
+        default=0.4,
+        help="largest share of a row's keys that go missing in a head",
     )
     parser.add_argument("--ranks", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--resume", type=Path, help="checkpoint to start from")

@@ -25,6 +25,7 @@ from py_reasonalloc import (
     ReasonLlama,
     UnsupportedError,
 )
+from py_reasonalloc.demo.problems import SAMPLE_PROBLEM
 
 
 @pytest.fixture
@@ -309,3 +310,45 @@ def test_a_long_context_costs_no_memory(make_gguf) -> None:
             assert llama.n_ctx() == n_ctx_train
             sizes.append(llama.memory_use())
     assert sizes[0] == sizes[1]
+
+
+def test_reconfigure_is_a_fresh_session_on_the_same_weights(demo_model) -> None:
+    arms = [
+        (None, "f16"),
+        (BudgetConfig(budget=120, buffer=16), "f16"),
+        (BudgetConfig(budget=160, buffer=32, policy="snapkv", heads="adaptive"), "q8_0"),
+        (80, "q4_0"),
+        (None, "q8_0"),
+    ]
+    prompt = SAMPLE_PROBLEM.chat_prompt
+    with ReasonLlama(demo_model, 200, n_ctx=512) as llama:
+        weights = llama.model
+        for budget, kind in arms:
+            llama.reconfigure(budget, type_k=kind, type_v=kind)
+            fresh = ReasonLlama(
+                demo_model,
+                BudgetConfig(budget=budget) if isinstance(budget, int) else budget,
+                n_ctx=512,
+                type_k=kind,
+                type_v=kind,
+            )
+            with fresh:
+                texts = [
+                    each.create_completion(prompt, max_tokens=300, temperature=0.0)["choices"][0]
+                    for each in (llama, fresh)
+                ]
+                assert texts[0]["text"] == texts[1]["text"]
+                assert llama.memory_use() == fresh.memory_use()
+        assert llama.model == weights
+
+
+def test_reconfigure_refuses_and_closes(demo_model) -> None:
+    llama = ReasonLlama(demo_model, 200, n_ctx=512)
+    with pytest.raises(NotFoundError):
+        llama.reconfigure(BudgetConfig(policy="nothing"))
+    llama.reconfigure(120, type_v="q8_0")  # still open: nothing had been touched
+    with pytest.raises(ConfigError, match="cache type"):
+        llama.reconfigure(120, type_k="q3")
+    llama.close()
+    with pytest.raises(ContextError, match="closed"):
+        llama.reconfigure(120)

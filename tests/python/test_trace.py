@@ -184,17 +184,17 @@ def test_a_callback(make_gguf) -> None:
         n = llama.kv_stats().n_compressions
         assert len(seen) == n > 3
         llama.reset()
-        llama._forget()
+        llama.clear()
         assert complete(llama) == text
         assert len(seen) == n  # nothing after the block
 
         def fail(done: Compression) -> None:
             raise KeyError(done.step)
 
-        llama._forget()
+        llama.clear()
         with llama.trace(fail), pytest.raises(KeyError):
             complete(llama)
-        llama._forget()
+        llama.clear()
         assert complete(llama) == text
 
 

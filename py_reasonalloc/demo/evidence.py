@@ -1,0 +1,117 @@
+"""The demo reasoner's evidence, from one command: ``python -m py_reasonalloc.demo.evidence``.
+
+Comparisons on fresh problems, each a results file of `reasonalloc-eval`, a table (Markdown and CSV)
+and a plot: the methods at every budget; what each part of the method gives; the same without prompt
+protection; cache types at equal bytes. A run that was stopped goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..eval.cli import main as evaluate
+from ..eval.report_cli import report_command
+
+BUDGETS = (96, 128, 160, 200, 240, 300)
+METHODS = (
+    "full",
+    "streaming",
+    "random",
+    "snapkv",
+    "h2o",
+    "rkv",
+    "pyramid-rkv",
+    "wave",
+    "adaptive",
+    "reasonalloc",
+)
+#: Where parts are taken apart: a budget at which most fail, and one at which most work.
+PART_BUDGETS = (160, 240)
+PARTS = (
+    "rkv",
+    "rkv+lambda=0.5",
+    "rkv+ema=0.5",
+    "rkv+value_guard=1",
+    "rkv+window=16",
+    "rkv+buffer=32",
+    "wave",
+    "adaptive",
+    "reasonalloc",
+    "reasonalloc+lambda=0.5",
+    "reasonalloc+gamma=1",
+    "reasonalloc+mu=0.5",
+)
+UNPROTECTED = ("random", "rkv", "snapkv", "reasonalloc")
+#: Cache type -> bytes of one element, block scales included.
+ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+#: f16 budgets whose bytes the quantised caches get.
+BYTE_BUDGETS = (96, 128, 160)
+BUFFER = 16
+
+
+def equal_bytes(budgets: Sequence[int], method: str = "rkv") -> list[str]:
+    """Return arms of all cache types whose segments (budget + buffer) have the same bytes."""
+    arms = []
+    for budget in budgets:
+        for kind, size in ELEMENT_BYTES.items():
+            n_tokens = int((budget + BUFFER) * ELEMENT_BYTES["f16"] / size) - BUFFER
+            arms.append(f"{method}+kv={kind}@{n_tokens}")
+    return arms
+
+
+class Comparison(NamedTuple):
+    """One results file: how many problems, which methods, further options of `reasonalloc-eval`."""
+
+    limit: int
+    methods: Sequence[str]
+    options: Sequence[str]
+
+
+def comparisons(n_problems: int, n_parts: int) -> dict[str, Comparison]:
+    """Return all comparisons by name: `n_problems` problems in the first, `n_parts` in the others."""
+    budgets = ["--budgets", ",".join(map(str, BUDGETS))]
+    some = ["--budgets", ",".join(map(str, PART_BUDGETS))]
+    types = ["full", "full+kv=q8_0", "full+kv=q4_0", *equal_bytes(BYTE_BUDGETS)]
+    return {
+        "methods": Comparison(n_problems, METHODS, budgets),
+        "parts": Comparison(n_parts, PARTS, some),
+        "unprotected": Comparison(n_parts, UNPROTECTED, [*some, "--protect-prompt", "off"]),
+        "types": Comparison(n_parts, types, []),
+    }
+
+
+def run(folder: Path, plan: Mapping[str, Comparison], n_jobs: int) -> None:
+    """Run comparisons in `n_jobs` processes; write NAME.jsonl, NAME.md, NAME.csv and NAME.svg."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, comparison in plan.items():
+        start = time.monotonic()
+        results = str(folder / f"{name}.jsonl")
+        arguments = ["demo", "-o", results, "--methods", ",".join(comparison.methods)]
+        arguments += [*comparison.options, "--limit", str(comparison.limit)]
+        arguments += ["--buffer", str(BUFFER), "--jobs", str(n_jobs), "--threads", "1"]
+        evaluate.main(arguments, standalone_mode=False)
+        outputs = [results]
+        for kind, suffix in (("markdown", "md"), ("csv", "csv"), ("plot", "svg")):
+            outputs += [f"--{kind}", str(folder / f"{name}.{suffix}")]
+        report_command.main(outputs, standalone_mode=False)
+        print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/evidence"))
+    parser.add_argument("--problems", type=int, default=500, help="problems of the main table")
+    parser.add_argument("--part-problems", type=int, default=200, help="problems of the others")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    run(args.out, comparisons(args.problems, args.part_problems), args.jobs)
+
+
+if __name__ == "__main__":
+    main()
