@@ -5,6 +5,11 @@ with the full cache. The demand of a layer is the number of cached tokens that c
 attention mass, averaged over decode steps and query heads. The attention of one token is read while
 the graph runs (llama.cpp's eval callback; flash attention off), counted and dropped: nothing of the
 size of an attention matrix is ever kept.
+
+With a horizon (ours, not the paper's) the attention is summed over that many steps before it is
+counted, and only what an eviction could have taken counts: tokens of the chain that were there when
+the horizon began, the observation window left out. A head that looks up one other token at each
+step needs one per step, but many over a horizon; one that always rests on the same few needs few.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from llama_cpp import llama_cpp as bindings
 
 from . import __version__, ggml
 from . import _bindings as c
-from .config import check_float, check_int, kv_type_id
+from .config import BudgetConfig, check_float, check_int, kv_type_id
 from .errors import ConfigError, ContextFullError, UnsupportedError, error_from_status
 from .generate import Generation, Sampling
 from .identity import ModelIdentity, read_identity
@@ -58,10 +63,12 @@ class DemandMeter:
 
     Parameters
     ----------
-    n_layer : int
-        Layers of the model.
+    n_head_kv : [n_layer]
+        KV heads of each layer.
     rho : float
         Share of the attention mass.
+    horizon : int
+        Steps over which the attention is summed before it is counted; 0: each step is counted.
 
     Attributes
     ----------
@@ -71,12 +78,20 @@ class DemandMeter:
         Decode steps measured.
     """
 
-    def __init__(self, n_layer: int, rho: float) -> None:
-        self.rho = rho
-        self.n_steps = np.zeros(n_layer, dtype=np.int64)
-        self._sum = np.zeros(n_layer, dtype=np.float64)
+    def __init__(self, n_head_kv: Sequence[int], rho: float, horizon: int = 0) -> None:
+        self.rho, self.horizon = rho, horizon
+        self._n_head_kv = list(n_head_kv)
+        self.n_steps = np.zeros(len(n_head_kv), dtype=np.int64)
+        self._n_counts = np.zeros(len(n_head_kv), dtype=np.int64)
+        self._sum = np.zeros(len(n_head_kv), dtype=np.float64)
+        self._horizons: list[_Horizon] = []
         self._error: Exception | None = None
         self.callback = bindings.ggml_backend_sched_eval_callback(self._receive)
+
+    def start(self, n_prompt: int) -> None:
+        """Begin with a prompt of so many tokens; the last one is complete."""
+        self._end_horizons()
+        self._horizons = [_Horizon(n_prompt) for _ in self._n_head_kv]
 
     def _receive(self, tensor: int, ask: bool, _: Any) -> bool:
         """Answer whether a tensor is wanted (`ask`), or take it. Must not raise."""
@@ -86,16 +101,40 @@ class DemandMeter:
                 return not ask
             if ask:
                 return ggml.tensor_shape(tensor)[1] == 1  # one token: a decode step, no prompt
-            self._add(int(match[1]), ggml.read_f32(tensor))
+            self._add(int(match[1]), ggml.read_f32(tensor)[0, :, 0, :])
         except Exception as error:  # noqa: BLE001 - nothing may pass through C
             self._error = self._error or error
         return not ask
 
     def _add(self, il: int, attention: npt.NDArray[np.float32]) -> None:
+        """Take the attention of one step, [n_head, n_kv]."""
         if il >= len(self._sum):
             raise UnsupportedError(f"layer {il} is beyond the {len(self._sum)} of the model's file")
-        self._sum[il] += tokens_for_mass(attention[0, :, 0, :], self.rho).mean()
         self.n_steps[il] += 1
+        if self.horizon == 0:
+            self._count(il, attention)
+            return
+        horizon = self._horizons[il]
+        if horizon.n_seen >= self.horizon and horizon.n_seen % self.horizon == 0:
+            self._end_horizon(il)
+            horizon.begin(attention.shape[0])
+        horizon.add(attention)
+
+    def _count(self, il: int, attention: npt.NDArray[np.floating[Any]]) -> None:
+        self._sum[il] += tokens_for_mass(attention, self.rho).mean()
+        self._n_counts[il] += 1
+
+    def _end_horizons(self) -> None:
+        for il, horizon in enumerate(self._horizons):
+            if 2 * horizon.n_added >= self.horizon:
+                self._end_horizon(il)
+
+    def _end_horizon(self, il: int) -> None:
+        horizon = self._horizons[il]
+        if horizon.n_added == 0:
+            return
+        by_head_kv = horizon.attention.reshape(self._n_head_kv[il], -1, horizon.attention.shape[1])
+        self._count(il, by_head_kv.sum(axis=1))
 
     def raise_error(self) -> None:
         """Raise what went wrong inside the callback, if anything did."""
@@ -104,7 +143,34 @@ class DemandMeter:
 
     def demand(self) -> npt.NDArray[np.float64]:
         """Return the mean demand of each layer, tokens, [n_layer]; 0 where nothing was seen."""
-        return self._sum / np.maximum(self.n_steps, 1)
+        self._end_horizons()
+        self._horizons = []
+        return self._sum / np.maximum(self._n_counts, 1)
+
+
+class _Horizon:
+    """The attention of one layer since a horizon began, on tokens that could have been evicted."""
+
+    def __init__(self, n_prompt: int) -> None:
+        self._n_prompt = n_prompt
+        self.n_seen = 0  # decode steps since the prompt
+        self.n_added = 0  # of them, in this horizon
+        self._n_old = 0
+        self.attention = np.zeros((0, 0))
+
+    def begin(self, n_head: int) -> None:
+        """Forget what was added; from now on, tokens of the chain up to here count."""
+        self._n_old = max(self.n_seen - BudgetConfig.window, 1)
+        self.attention = np.zeros((n_head, self._n_old))
+        self.n_added = 0
+
+    def add(self, attention: npt.NDArray[np.float32]) -> None:
+        """Add one step, [n_head, n_kv]; the first horizon after a prompt has nothing to look at."""
+        self.n_seen += 1
+        if self._n_old > 0:
+            first = self._n_prompt
+            self.attention += attention[:, first : first + self._n_old]
+            self.n_added += 1
 
 
 class _MeteredLlama(ReasonLlama):
@@ -135,6 +201,8 @@ class Settings:
         Most tokens to decode per prompt.
     rho : float
         Share of the attention mass to cover.
+    horizon : int
+        Steps over which the attention is summed first; 0: none, as in the paper.
     sampling : Sampling
         How tokens are drawn; prompt i is drawn with seed + i.
     kv_type : str
@@ -149,6 +217,7 @@ class Settings:
 
     steps: int = 512
     rho: float = 0.93
+    horizon: int = 0
     sampling: Sampling = Sampling()
     kv_type: str = "f16"
     n_threads: int = 0
@@ -158,6 +227,12 @@ class Settings:
     def __post_init__(self) -> None:
         check_int("steps", self.steps, 1, 1 << 20)
         check_float("rho", self.rho, 1e-6, 1.0)
+        check_int("horizon", self.horizon, 0, 1 << 20)
+        if self.horizon > 0 and 2 * self.steps < 3 * self.horizon:
+            raise ConfigError(
+                f"steps = {self.steps} is too few for a horizon of {self.horizon}: the first one "
+                "only fills the cache"
+            )
         check_int("seed", self.sampling.seed, 0, 2**32 - 2 - MAX_PROMPTS)
 
 
@@ -206,7 +281,9 @@ def calibrate(
             f"a probe prompt has {n_longest} tokens, but the context ends at {n_trained}"
         )
     n_ctx = min(n_longest + settings.steps, n_trained or n_longest + settings.steps)
-    meter = DemandMeter(identity.n_layer, settings.rho)
+    heads = identity.n_head_kv
+    per_layer = [heads] * identity.n_layer if isinstance(heads, int) else list(heads)
+    meter = DemandMeter(per_layer, settings.rho, settings.horizon)
     arguments: dict[str, Any] = {
         "n_ctx": n_ctx,
         "type_k": settings.kv_type,
@@ -237,8 +314,8 @@ def _decode(
     base = settings.sampling
     sampling = Sampling(base.temp, base.top_p, base.seed + i_prompt)
     # every prompt from an empty cache: a profile does not depend on what ran before
-    llama.reset()
-    llama._ctx.kv_cache_clear()
+    llama.clear()
+    llama.meter.start(len(tokens))
     generation = Generation(llama, tokens, settings.steps, sampling)
     n_done = 0
     for _ in generation:
@@ -257,10 +334,11 @@ def _profile(
     name: str,
     command: str,
 ) -> Profile:
-    if meter.n_steps.max(initial=0) == 0:
+    demand = meter.demand()
+    if demand.max(initial=0.0) == 0.0:
         raise UnsupportedError(
-            "nothing was measured: the model ended every text at once, or has no attention that "
-            "can be seen"
+            "nothing was measured: the model ended every text at once (or before a horizon's end), "
+            "or has no attention that can be seen"
         )
     heads = identity.n_head_kv
     family = identity.families[0]
@@ -271,8 +349,9 @@ def _profile(
         n_layer=identity.n_layer,
         n_head_kv=heads,
         head_dim=identity.head_dim,
-        demand=tuple(round(float(d), 3) for d in meter.demand()),
+        demand=tuple(round(float(d), 3) for d in demand),
         rho=float(settings.rho),
+        horizon=settings.horizon,
         gamma=float(c.ra_config_default_params().gamma),
         clip_lo=float(c.ra_config_default_params().clip_lo),
         clip_hi=float(c.ra_config_default_params().clip_hi),

@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 @click.option(
     "--rho", type=float, default=0.93, show_default=True, help="Share of the attention to cover."
 )
+@click.option(
+    "--horizon",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Sum the attention over so many steps, then count; 0: count each step, as in the paper.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--temp", type=float, default=0.6, show_default=True, help="Temperature; 0: greedy.")
 @click.option("--raw", is_flag=True, help="Do not apply the model's chat template.")
@@ -91,6 +98,7 @@ def _calibrate(arguments: dict[str, Any]) -> None:
     settings = Settings(
         steps=arguments["steps"],
         rho=arguments["rho"],
+        horizon=arguments["horizon"],
         sampling=Sampling(temp=arguments["temp"], seed=arguments["seed"]),
         n_threads=arguments["threads"] or 0,
         n_gpu_layers=arguments["gpu_layers"],
@@ -123,6 +131,8 @@ def _command(arguments: dict[str, Any]) -> str:
         if arguments[name] is not None:
             words += [option, Path(arguments[name]).name]
     words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
+    if arguments["horizon"] > 0:
+        words.append(f"--horizon={arguments['horizon']}")
     return shlex.join([*words, *(["--raw"] if arguments["raw"] else [])])[:1000]
 
 

@@ -23,7 +23,7 @@ def terminal_plot(profile: Profile, width: int = 50) -> str:
     largest = max(profile.demand)
     digits = len(str(profile.n_layer - 1))
     head = (
-        f"{profile.name}: tokens for {100 * profile.rho:g}% of the attention, by layer "
+        f"{profile.name}: tokens for {100 * profile.rho:g}% of the attention{_span(profile)}, by layer "
         f"(mean of {profile.n_steps} decode steps, {profile.n_prompts} prompts)"
     )
     lines = [
@@ -31,6 +31,10 @@ def terminal_plot(profile: Profile, width: int = 50) -> str:
         for il, demand in enumerate(profile.demand)
     ]
     return "\n".join([head, *lines])
+
+
+def _span(profile: Profile) -> str:
+    return f" of {profile.horizon} steps" if profile.horizon > 0 else ""
 
 
 def check_picture(path: str) -> None:
@@ -61,7 +65,7 @@ def save_picture(profiles: list[Profile], path: str) -> None:
         values = [d if len(profiles) == 1 else d / mean for d in profile.demand]
         axes.plot(range(profile.n_layer), values, marker="o", label=profile.name)
     axes.set_xlabel("layer")
-    tokens = f"tokens for {100 * profiles[0].rho:g}% of the attention"
+    tokens = f"tokens for {100 * profiles[0].rho:g}% of the attention{_span(profiles[0])}"
     axes.set_ylabel(tokens if len(profiles) == 1 else "demand / mean demand")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

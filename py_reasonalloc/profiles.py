@@ -42,7 +42,7 @@ class Profile:
         KV heads of every layer, or of each.
     demand : tuple of float
         [n_layer] tokens that cover `rho` of the attention mass, mean over decode steps and query
-        heads; 0 for a layer without attention.
+        heads (with a horizon: over horizons and KV heads); 0 for a layer without attention.
     rho : float
         Share of the attention mass, 0 to 1.
     gamma, clip_lo, clip_hi : float
@@ -53,6 +53,8 @@ class Profile:
         Of the sampling (and of the demo model's probes).
     tool_version, date, fingerprint, command : str
         What measured it, when, of which model file (see `py_reasonalloc.identity`), and how.
+    horizon : int
+        Decode steps over which the attention was summed before it was counted; 0: none.
     source : str
         Where it was read from: not part of the file, and not compared.
     """
@@ -75,6 +77,7 @@ class Profile:
     date: str
     fingerprint: str
     command: str
+    horizon: int = 0
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,8 @@ class Profile:
         for name, value in values.items():
             if isinstance(value, tuple):
                 values[name] = list(value)
+        if self.horizon == 0:
+            del values["horizon"]
         return {"format_version": FORMAT_VERSION, **values}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -143,7 +148,8 @@ def load_profile(path: str | os.PathLike[str], source: str = "") -> Profile:
     value = _parse(data, str(file))
     _check(value, str(file))
     del value["format_version"]
-    for name in ("n_layer", "head_dim", "n_prompts", "n_steps", "seed"):
+    value.setdefault("horizon", 0)
+    for name in ("n_layer", "head_dim", "n_prompts", "n_steps", "seed", "horizon"):
         value[name] = int(value[name])  # JSON knows 8.0
     for name in ("rho", "gamma", "clip_lo", "clip_hi"):
         value[name] = float(value[name])

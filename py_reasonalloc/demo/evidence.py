@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..eval.cli import main as evaluate
 from ..eval.report_cli import report_command
 
-BUDGETS = (96, 128, 160, 200, 240, 300)
+BUDGETS = (96, 128, 160, 200, 256, 320)
 METHODS = (
     "full",
     "streaming",
@@ -31,7 +31,7 @@ METHODS = (
     "reasonalloc",
 )
 #: Where parts are taken apart: a budget at which most fail, and one at which most work.
-PART_BUDGETS = (160, 240)
+PART_BUDGETS = (160, 200)
 PARTS = (
     "rkv",
     "rkv+lambda=0.5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -74,6 +75,53 @@ def test_measurement_is_numpys(make_gguf, arch) -> None:
     assert found.n_steps == len(generation.tokens) - 1 == 39
     assert expected.max() > 5  # there is something to measure
     assert np.allclose(found.demand, expected, atol=0.02), (found.demand, expected)
+
+
+def numpy_horizons(path, prompt: list[int], generated: list[int], horizon: int) -> np.ndarray:
+    """Mean tokens of the chain that cover rho of a horizon's attention on them, [n_layer]."""
+    model = NumpyModel(path)
+    tokens = prompt + generated[:-1]
+    n_prompt, n_group = len(prompt), model.n_head // model.n_head_kv
+    demand = []
+    for layer in model.forward(tokens)[1]:
+        counts = []
+        for begin in range(n_prompt + horizon, len(tokens), horizon):
+            steps = range(begin, min(begin + horizon, len(tokens)))
+            if 2 * len(steps) < horizon:
+                continue
+            for ih in range(model.n_head_kv):
+                mass: dict[int, float] = {}
+                for t in steps:
+                    for g in range(n_group):
+                        row = layer.k[ih, : t + 1] @ layer.q[ih * n_group + g, t] * model.kq_scale
+                        weights = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+                        for j in range(n_prompt, begin - 8):
+                            mass[j] = mass.get(j, 0.0) + weights[j]
+                left, n = sorted(mass.values()), 0
+                covered = 0.0
+                while covered < GREEDY.rho * sum(mass.values()):
+                    covered, n = covered + left.pop(), n + 1
+                counts.append(n)
+        demand.append(np.mean(counts))
+    return np.array(demand)
+
+
+def test_horizons_are_numpys(make_gguf) -> None:
+    path = make_gguf(arch="qwen2", n_layer=3)
+    prompts = ["how many primes?", "why?"]
+    settings = dataclasses.replace(GREEDY, steps=60, horizon=16)
+    found = calibrate(path, prompts, settings)
+    assert found.horizon == 16 and found.n_steps == 2 * 59
+    demands = []
+    with ReasonLlama(path, None, n_ctx=256, type_k="f32", type_v="f32", n_threads=1) as llama:
+        for prompt in prompts:
+            generation = Generation(llama, llama.tokenize(prompt.encode()), 60, Sampling(temp=0.0))
+            assert len(list(generation)) > 0 and len(generation.tokens) == 60
+            demands.append(numpy_horizons(path, generation.prompt, generation.tokens, 16))
+    # horizons of 16, 16 and 11 steps in each text
+    expected = (demands[0] + demands[1]) / 2
+    assert expected.max() > 5
+    assert np.allclose(found.demand, expected, atol=0.2), (found.demand, expected)
 
 
 def test_prompts_add_up(make_gguf) -> None:

@@ -1,0 +1,197 @@
+"""The command `reasonalloc-eval`: accuracy, length and memory of methods at given budgets.
+
+Exit codes: 0 done; 1 the model, a file or a decode failed; 2 wrong usage; 130 stopped by Ctrl-C
+(the same command goes on where it was).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..console import run_command
+from ..errors import ConfigError
+from .report_cli import report_command
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .results import ResultsFile
+    from .rows import Row
+    from .worker import Task
+
+_REPORT = "report"
+
+
+def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
+    if not is_wanted:
+        return
+    from .methods import method_summaries
+
+    for name, text in method_summaries().items():
+        click.echo(f"{name:<12} {text}")
+    context.exit()
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="reasonalloc-eval report RESULTS.jsonl prints the table again; see its --help.",
+)
+@click.argument("model", required=False)
+@click.option("-o", "--output", type=click.Path(), help="Results file (JSON Lines); resumed.")
+@click.option(
+    "--dataset",
+    metavar="math500|aime24|demo|FILE",
+    help="Problems: by name, or any JSON Lines file.  [default: demo for the demo model]",
+)
+@click.option("--data", type=click.Path(), help="File of math500 or aime24, if it is at hand.")
+@click.option("--question-field", help="Field of the question in a file of your own.")
+@click.option("--answer-field", help="Field of the gold answer in a file of your own.")
+@click.option("--level", type=click.IntRange(1, 3), default=2, help="Of the demo problems.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only so many problems.")
+@click.option("--shuffle-seed", type=int, help="Shuffle the problems first.")
+@click.option(
+    "--template",
+    type=click.Path(),
+    help="File with the user message; {question} stands for the question.",
+)
+@click.option("--raw", is_flag=True, help="Do not apply the model's chat template.")
+@click.option(
+    "--methods",
+    default="full,rkv,snapkv,pyramid-rkv,reasonalloc",
+    show_default=True,
+    help="NAME[+KEY=VALUE...][@BUDGET], separated by commas; see --list-methods.",
+)
+@click.option(
+    "--list-methods",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_methods,
+    help="Show the methods and exit.",
+)
+@click.option("--budgets", help="Tokens kept per layer and KV head, e.g. 128,256,512.")
+@click.option(
+    "--buffer", type=int, help="Tokens decoded between compressions.  [default: 128; demo: 16]"
+)
+@click.option("--sinks", type=int, default=4, show_default=True, help="First tokens that stay.")
+@click.option("--window", type=int, default=8, show_default=True, help="Newest tokens that stay.")
+@click.option(
+    "--protect-prompt",
+    metavar="auto|off|all|N",
+    help="Prompt tokens that stay, the same in all arms; they count towards the budget. auto: up "
+    "to half of the smallest budget.  [default: auto; demo: all]",
+)
+@click.option("--kv-type", default="f16", show_default=True, help="Type of the cache.")
+@click.option(
+    "--profile",
+    metavar="auto|PATH",
+    default="auto",
+    show_default=True,
+    help="Layer profile of wave and reasonalloc.",
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate.")
+@click.option("--temp", type=float, help="Temperature; 0: greedy.  [default: 0.6; demo: 0]")
+@click.option("--top-p", type=float, default=0.95, show_default=True, help="Nucleus sampling.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Per problem."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each process.")
+@click.option(
+    "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
+)
+@click.option(
+    "--server",
+    "servers",
+    type=click.Path(),
+    help="File with the URLs of model servers, one a line: they decode instead of this machine.",
+)
+@click.option("--keep-texts", is_flag=True, help="Write the model's texts into the results, too.")
+@click.version_option(__version__)
+def main(**arguments: Any) -> int:
+    """Measure how many problems MODEL, a GGUF file, solves with each eviction method and budget.
+
+    Every text makes a row in the results file at once: a run that was stopped, however it was,
+    goes on with the same command, and more methods, budgets or problems can be added to a file.
+    At the end, the table is printed: `reasonalloc-eval report` prints it again.
+
+    MODEL may be "demo", the small model that comes with this package.
+    """
+    if arguments["model"] is None:
+        raise ConfigError("no model: pass a GGUF file, or demo")
+    if arguments["output"] is None:
+        raise ConfigError("nowhere to write the results to: pass -o FILE.jsonl")
+    from .._lib import load_library
+
+    load_library()  # before anything else needs llama_cpp: its errors say what to do
+    from .plan import make_plan
+    from .report_cli import print_report
+    from .results import ResultsFile
+
+    plan = make_plan(arguments)
+    with ResultsFile.open(Path(arguments["output"]), plan.settings) as results:
+        _work(plan, results, arguments["jobs"], arguments["servers"])
+    print_report([Path(arguments["output"])])
+    return 0
+
+
+def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: str | None) -> None:
+    """Decode what is left; each row goes into the file as it comes."""
+    tasks = plan.tasks(results.done)
+    n_all = len(plan.tasks(()))
+    bar = click.progressbar(
+        length=n_all,
+        label=f"{len(plan.arms)} arms",
+        item_show_func=lambda text: text,
+        file=sys.stderr,
+        width=24,
+    )
+    tally: dict[tuple[str, int], list[bool]] = {}
+    for row in results.done.values():
+        tally.setdefault((row.method, row.budget), []).append(row.correct)
+    with bar as progress, closing(_solve(plan, tasks, n_jobs, servers)) as rows:
+        progress.update(n_all - len(tasks))
+        for row in rows:
+            results.append(row)
+            right = tally.setdefault((row.method, row.budget), [])
+            right.append(row.correct)
+            share = f"{sum(right) / len(right):.0%} of {len(right)}"
+            progress.update(1, f"{row.method} {row.budget or ''} {share}")
+
+
+def _solve(
+    plan: Plan, tasks: Sequence[Task], n_jobs: int, servers: str | None
+) -> Iterator[Row]:
+    from .._log import LogCapture
+    from .run import solve_here, solve_in_processes
+
+    with LogCapture(forward=False):
+        if servers is not None:
+            from .servers import read_servers, solve_on_servers
+
+            yield from solve_on_servers(plan.job, tasks, read_servers(servers))
+        elif n_jobs > 1 and len(tasks) > 1:
+            yield from solve_in_processes(plan.job, tasks, min(n_jobs, len(tasks)))
+        else:
+            yield from solve_here(plan.job, tasks)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of `reasonalloc-eval`: never returns, shows no traceback for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == [_REPORT]:
+        run_command(report_command, f"reasonalloc-eval {_REPORT}", arguments[1:])
+    run_command(main, "reasonalloc-eval", arguments)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,220 @@
+"""Names of the methods that an evaluation compares, and the cache each of them stands for.
+
+A method is written ``name[+key=value...][@budget]``: ``rkv``, ``rkv+lambda=0.5``,
+``reasonalloc+policy=snapkv``, ``rkv+kv=q4_0@512``. The whole text before ``@`` is its label in
+tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ..config import BudgetConfig, kv_type_id, policy_names, policy_summaries
+from ..errors import ConfigError
+from ..profiles import Profile
+
+#: The stock cache.
+FULL = "full"
+#: Method -> fields of its `BudgetConfig`. Every policy name is a method, too: uniform budgets.
+METHODS: dict[str, dict[str, str]] = {
+    "pyramid-rkv": {"policy": "rkv", "layers": "pyramid"},
+    "wave": {"policy": "rkv", "layers": "wave"},
+    "adaptive": {"policy": "rkv", "heads": "adaptive"},
+    "reasonalloc": {"policy": "rkv", "layers": "wave", "heads": "adaptive"},
+}
+
+
+def _whole(text: str) -> int:
+    return int(text)
+
+
+#: Option of a method -> field of `BudgetConfig` and how its text is read.
+_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "policy": ("policy", str),
+    "lambda": ("lambda_", float),
+    "sim_threshold": ("sim_threshold", float),
+    "pool_kernel": ("pool_kernel", _whole),
+    "ema": ("ema", float),
+    "value_guard": ("value_guard", float),
+    "n_guard": ("n_guard", _whole),
+    "layers": ("layers", str),
+    "profile": ("profile", str),
+    "heads": ("heads", str),
+    "gamma": ("gamma", float),
+    "clip_lo": ("clip_lo", float),
+    "clip_hi": ("clip_hi", float),
+    "mu": ("mu", float),
+    "pyramid_beta": ("pyramid_beta", float),
+    "window": ("window", _whole),
+    "sinks": ("sinks", _whole),
+    "buffer": ("buffer", _whole),
+}
+
+
+class Arm(NamedTuple):
+    """One line of the final table.
+
+    Attributes
+    ----------
+    method : str
+        Label.
+    budget : int
+        Tokens per layer and KV head; 0: the full cache.
+    """
+
+    method: str
+    budget: int
+
+    def __str__(self) -> str:
+        return self.method if self.budget == 0 else f"{self.method}@{self.budget}"
+
+
+class Common(NamedTuple):
+    """What all arms of a comparison share.
+
+    Attributes
+    ----------
+    buffer, sinks, window : int
+        See `BudgetConfig`; a method's own options win.
+    n_protect : int
+        Most prompt tokens that are protected: the same in every arm.
+    policy_seed : int
+        Of the random policy.
+    kv_type : str
+        Type of K and V; a method's own option wins.
+    profile : Profile or None
+        For methods that split the budget by a profile.
+    """
+
+    buffer: int
+    sinks: int
+    window: int
+    n_protect: int
+    policy_seed: int
+    kv_type: str
+    profile: Profile | None
+
+
+class Setup(NamedTuple):
+    """The cache of an arm: its configuration (None: the stock cache) and the type of K and V."""
+
+    config: BudgetConfig | None
+    kv_type: str
+
+
+def method_names() -> tuple[str, ...]:
+    """Return all names, the full cache first."""
+    return (FULL, *policy_names(), *METHODS)
+
+
+def method_summaries() -> dict[str, str]:
+    """Return method -> one line about it."""
+    summaries = {FULL: "llama.cpp's own cache, which keeps everything"}
+    summaries |= {name: f"{text}; uniform budgets" for name, text in policy_summaries().items()}
+    for name, fields in METHODS.items():
+        summaries[name] = ", ".join(f"{key} {value}" for key, value in fields.items())
+    return summaries
+
+
+def parse_arms(methods: Iterable[str], budgets: Iterable[int]) -> tuple[Arm, ...]:
+    """Return the arms that methods and budgets make, in the order given: each budget in turn.
+
+    Parameters
+    ----------
+    methods : iterable of str
+        See the module. One with ``@budget`` makes one arm, ``full`` too.
+    budgets : iterable of int
+        Tokens per layer and KV head.
+
+    Raises
+    ------
+    ConfigError
+        Unknown method or option, a value that is none, a budget twice, or no budget at all.
+    """
+    methods, budgets = list(methods), list(budgets)
+    if not methods:
+        raise ConfigError("no method: pass --methods, e.g. full,rkv,reasonalloc")
+    first: list[Arm] = []
+    for text in methods:
+        label, at, number = text.partition("@")
+        name, options = _split(label)
+        if name == FULL:
+            if at:
+                raise ConfigError(f"{text}: the full cache has no budget")
+            first.append(Arm(label, 0))
+        elif at:
+            if not number.isdigit() or int(number) == 0:
+                raise ConfigError(f"{text}: {number!r} is not a number of tokens")
+            first.append(Arm(label, int(number)))
+        elif not budgets:
+            raise ConfigError(f"{text} needs a budget: pass --budgets, e.g. 128,256,512")
+        else:
+            continue
+    plain = [m for m in methods if "@" not in m and _split(m)[0] != FULL]
+    arms = first + [Arm(method, budget) for budget in budgets for method in plain]
+    twice = {str(arm) for arm in arms if arms.count(arm) > 1}
+    if twice:
+        raise ConfigError(f"{', '.join(sorted(twice))}: given twice")
+    return tuple(arms)
+
+
+def _split(label: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a method and its options, values read, field names as in `_OPTIONS`."""
+    name, *pairs = label.split("+")
+    if name not in method_names():
+        raise ConfigError(
+            f"method = {name!r} is unknown: must be one of {', '.join(method_names())}"
+        )
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, is_pair, value = pair.partition("=")
+        if name == FULL and key != "kv":
+            raise ConfigError(f"{label}: the full cache has no option but kv")
+        if not is_pair or key not in (*_OPTIONS, "kv"):
+            known = ", ".join((*_OPTIONS, "kv"))
+            raise ConfigError(f"{label}: {pair!r} is no option: must be KEY=VALUE of {known}")
+        if key in options:
+            raise ConfigError(f"{label}: {key} is given twice")
+        try:
+            options[key] = value if key == "kv" else _OPTIONS[key][1](value)
+        except ValueError:
+            raise ConfigError(f"{label}: {key} = {value!r} is not a number") from None
+    return name, options
+
+
+def setup_of(arm: Arm, common: Common) -> Setup:
+    """Return the cache of an arm.
+
+    Raises
+    ------
+    ConfigError
+        The budget cannot hold what must stay, or an option is out of its range.
+    """
+    name, options = _split(arm.method)
+    kv_type = str(options.pop("kv", common.kv_type))
+    kv_type_id(kv_type)
+    if name == FULL:
+        return Setup(None, kv_type)
+    fields: dict[str, Any] = {
+        "budget": arm.budget,
+        "policy": name,
+        "buffer": common.buffer,
+        "sinks": common.sinks,
+        "window": common.window,
+        "protect_prompt": common.n_protect if common.n_protect > 0 else "off",
+        "policy_seed": common.policy_seed,
+    }
+    fields |= METHODS.get(name, {})
+    fields |= {_OPTIONS[key][0]: value for key, value in options.items()}
+    if fields.get("layers") == "wave" and "profile" not in fields:
+        if common.profile is None:
+            raise ConfigError(
+                f"{arm.method} needs a layer profile, and none fits the model: measure one with "
+                "reasonalloc-profile MODEL --cache, or pass --profile FILE"
+            )
+        fields["profile"] = common.profile
+    try:
+        return Setup(BudgetConfig(**fields), kv_type)
+    except ConfigError as error:
+        raise ConfigError(f"{arm}: {error}") from None

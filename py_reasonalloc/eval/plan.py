@@ -1,0 +1,188 @@
+"""From the command line's arguments to what is to be decoded, and what a results file must match."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..cli import DEMO, DEMO_MODEL
+from ..errors import ConfigError, ContextFullError
+from ..identity import read_identity
+from ..lookup import resolve_profile
+from ..modelfile import encode_prompt, open_vocabulary, trained_context
+from .datasets import DEMO_DATASET, Dataset, load_dataset
+from .methods import Arm, Common, parse_arms, setup_of
+from .rows import RowKey
+from .run import plan_tasks
+from .worker import Job, Task
+
+#: Arguments that are left out -> their value, on the demo data set and on others.
+_DEFAULTS = {
+    "buffer": (16, 128),
+    "temp": (0.0, 0.6),
+    "max_tokens": (1000, 16384),
+    "protect_prompt": ("all", "auto"),
+}
+
+
+class Plan(NamedTuple):
+    """An evaluation that has been checked.
+
+    Attributes
+    ----------
+    job : Job
+        See there.
+    arms : tuple of Arm
+        In the order of the table.
+    n_samples : int
+        Texts per arm and problem.
+    settings : dict
+        What a results file must have been made with for this run to go on in it.
+    """
+
+    job: Job
+    arms: tuple[Arm, ...]
+    n_samples: int
+    settings: dict[str, Any]
+
+    def tasks(self, done: Iterable[RowKey]) -> list[Task]:
+        """Return what is left to decode; see `plan_tasks`."""
+        return plan_tasks(self.arms, self.job.problems, self.n_samples, done)
+
+
+def make_plan(arguments: dict[str, Any]) -> Plan:
+    """Check everything that can be checked before weights are loaded.
+
+    Parameters
+    ----------
+    arguments : dict
+        Of the command `reasonalloc-eval`, by the names of its options.
+
+    Raises
+    ------
+    ConfigError
+        An argument, the data set, the template or a method is not right; a budget cannot hold the
+        protected prompts.
+    ReasonAllocError
+        The model file, or its profile.
+    """
+    is_demo_model = arguments["model"] == DEMO
+    model = DEMO_MODEL if is_demo_model else Path(arguments["model"])
+    arms = parse_arms(_split(arguments["methods"]), _numbers(arguments["budgets"] or ""))
+    dataset = _dataset(arguments, is_demo_model)
+    is_demo = dataset.name == DEMO_DATASET
+    chosen = dict(arguments)
+    for name, (demo, other) in _DEFAULTS.items():
+        if chosen[name] is None:
+            chosen[name] = demo if is_demo else other
+    if chosen["temp"] == 0 and chosen["samples"] > 1:
+        raise ConfigError("--samples needs a temperature: greedy samples are all the same")
+    lengths, n_trained = _prompt_lengths(model, dataset.prompts, chosen["raw"])
+    n_ctx = min(max(lengths) + chosen["max_tokens"], n_trained or 1 << 30)
+    if max(lengths) >= n_ctx:
+        raise ContextFullError(
+            f"the longest prompt has {max(lengths)} tokens, but the model's context ends at {n_ctx}"
+        )
+    profile = resolve_profile(model, chosen["profile"])
+    smallest = min((arm.budget for arm in arms if arm.budget > 0), default=0)
+    n_protect = _n_protect(chosen["protect_prompt"], max(lengths), smallest)
+    common = Common(
+        buffer=chosen["buffer"],
+        sinks=chosen["sinks"],
+        window=chosen["window"],
+        n_protect=n_protect,
+        policy_seed=chosen["seed"],
+        kv_type=chosen["kv_type"],
+        profile=profile,
+    )
+    n_used = chosen["limit"] or len(dataset.problems)
+    job = Job(
+        model=model,
+        dataset=dataset.name,
+        problems=dataset.problems[:n_used],
+        prompts=dataset.prompts[:n_used],
+        setups={arm: setup_of(arm, common) for arm in arms},
+        n_ctx=n_ctx,
+        max_tokens=chosen["max_tokens"],
+        temp=chosen["temp"],
+        top_p=chosen["top_p"],
+        seed=chosen["seed"],
+        raw=chosen["raw"],
+        keep_texts=chosen["keep_texts"],
+        n_threads=chosen["threads"] or max(1, (os.cpu_count() or 1) // chosen["jobs"]),
+        n_gpu_layers=chosen["gpu_layers"],
+    )
+    settings = _settings(chosen, dataset, job) | {
+        "protect_prompt": n_protect,
+        "profile": None if profile is None else [round(d, 6) for d in profile.demand],
+    }
+    return Plan(job, arms, chosen["samples"], settings)
+
+
+def _settings(chosen: dict[str, Any], dataset: Dataset, job: Job) -> dict[str, Any]:
+    names = ("buffer", "sinks", "window", "kv_type", "max_tokens", "temp", "seed", "raw")
+    settings = {name: chosen[name] for name in names}
+    if chosen["temp"] > 0:
+        settings["top_p"] = chosen["top_p"]
+    return {
+        "version": __version__,
+        "model": job.model.name,
+        "model_fingerprint": read_identity(job.model).fingerprint,
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "template": hashlib.sha256(dataset.template.encode()).hexdigest()[:16],
+        "shuffle_seed": chosen["shuffle_seed"],
+        **settings,
+    }
+
+
+def _dataset(arguments: dict[str, Any], is_demo_model: bool) -> Dataset:
+    name = arguments["dataset"] or (DEMO_DATASET if is_demo_model else None)
+    if name is None:
+        raise ConfigError("no problems: pass --dataset math500, aime24, demo or a JSON Lines file")
+    return load_dataset(
+        name,
+        path=arguments["data"],
+        question_field=arguments["question_field"],
+        answer_field=arguments["answer_field"],
+        template=arguments["template"],
+        shuffle_seed=arguments["shuffle_seed"],
+        level=arguments["level"],
+        n_problems=arguments["limit"],
+    )
+
+
+def _prompt_lengths(model: Path, prompts: Sequence[str], raw: bool) -> tuple[list[int], int]:
+    """Return the tokens of each prompt, and the context that the model was trained for."""
+    with open_vocabulary(model) as vocabulary:
+        lengths = [len(encode_prompt(vocabulary, prompt, raw)) for prompt in prompts]
+        return lengths, trained_context(vocabulary)
+
+
+def _n_protect(text: str, longest: int, smallest_budget: int) -> int:
+    """Return the most prompt tokens that are protected, the same number in every arm.
+
+    "all" is the longest prompt's number: the allocators give every head room for it. "auto" leaves
+    half of the smallest budget to the chain of thought.
+    """
+    numbers = {"all": longest, "off": 0, "auto": min(longest, smallest_budget // 2)}
+    if text in numbers:
+        return numbers[text]
+    if not text.isdigit():
+        raise ConfigError(f"protect_prompt = {text!r} must be auto, off, all or a number of tokens")
+    return min(int(text), longest)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    parts = _split(text)
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"budgets = {text!r} is not a list of numbers such as 128,256,512")
+    return [int(part) for part in parts]
