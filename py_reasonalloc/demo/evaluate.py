@@ -1,7 +1,7 @@
-"""Measure a GGUF of the demo reasoner through llama.cpp, greedy.
+"""Measure a GGUF of the demo reasoner through llama.cpp with the full cache, greedy.
 
-``python -m py_reasonalloc.demo.evaluate [MODEL.gguf] [--problems N]`` uses the full cache of stock
-or patched llama.cpp; with ``--budget N`` the engine's budgeted cache, the prompt protected.
+``python -m py_reasonalloc.demo.evaluate [MODEL.gguf] [--problems N]`` checks the tokenizer and every
+level. For budgets there is `reasonalloc-eval`.
 """
 
 from __future__ import annotations
@@ -95,44 +95,13 @@ def evaluate_all(out_dir: Path, n_problems: int = 200) -> None:
     evaluate_file(out_dir / FILE_NAMES["q8_0"], n_problems)
 
 
-def evaluate_budget(path: Path, level: int, n_problems: int, **budget: Any) -> dict[str, float]:
-    """Measure one level in a budgeted cache; prints a JSON line.
-
-    Parameters
-    ----------
-    **budget
-        Of `py_reasonalloc.ReasonLlama`: budget, buffer, policy, profile.
-    """
-    from ..session import ReasonLlama
-
-    # as many tokens as the longest prompt: a number, so that layers are split with it in mind
-    prompts = [generate_problem(EVAL_SEED, i, level).chat_prompt for i in range(n_problems)]
-    n_protect = 1 + max(len(encode(prompt)) for prompt in prompts)
-    threads: dict[str, Any] = {"n_threads": 1, "n_threads_batch": 1}
-    with ReasonLlama(path, protect_prompt=n_protect, **budget, **threads) as llm:
-        row = evaluate(llm, level, n_problems)
-        stats = llm.kv_stats()
-    row |= {"kv_bytes": stats.kv_bytes, "last_n_evicted": stats.n_evicted, **budget}
-    print(json.dumps(row), flush=True)
-    return row
-
-
 def main() -> None:
     """Parse the command line and measure one file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, nargs="?", default=SHIPPED)
     parser.add_argument("--problems", type=int, default=200, help="problems per level")
-    parser.add_argument("--budget", type=int, help="tokens per head; without: the full cache")
-    parser.add_argument("--buffer", type=int, default=16)
-    parser.add_argument("--policy", default="rkv")
-    parser.add_argument("--profile", help="auto: wave and adaptive heads; without: uniform")
-    parser.add_argument("--level", type=int, default=2, choices=LEVEL_STEPS, help="with a budget")
     args = parser.parse_args()
-    if args.budget is None:
-        evaluate_file(args.model, args.problems)
-        return
-    fields = {name: getattr(args, name) for name in ("budget", "buffer", "policy", "profile")}
-    evaluate_budget(args.model, args.level, args.problems, **fields)
+    evaluate_file(args.model, args.problems)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,9 @@ def worker(rank: int, args: argparse.Namespace) -> None:
         # Late: a head made to choose before it knows its candidates goes to rest for good.
         focus = args.focus * min(1.0, max(0.0, (progress[0] - 0.6) / 0.1))
         probes = torch.randint(8, inputs.shape[1], (_N_PROBES,), generator=probe_gen)
-        hide = draw_key_dropout(rows, args.key_dropout, hide_gen) if args.key_dropout else None
+        # Late: lookups must have formed before their keys may go missing.
+        has_gaps = args.key_dropout > 0 and progress[0] >= 0.4
+        hide = draw_key_dropout(rows, args.key_dropout, hide_gen) if has_gaps else None
         logits, entropy = model(inputs, probes, hide)
         ce = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         loss = (ce * w.flatten()).sum() / w.sum()
@@ -247,7 +249,7 @@ def main() -> None:
         "--batch-tokens", type=int, default=1300, help="tokens per process and step"
     )
     parser.add_argument(
-        "--focus", type=float, default=0.015, help="weight of the attention entropy (nats)"
+        "--focus", type=float, default=0.0, help="weight of the attention entropy (nats)"
     )
     parser.add_argument(
         "--key-dropout",

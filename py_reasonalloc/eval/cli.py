@@ -18,14 +18,14 @@ from .. import __version__
 from ..console import run_command
 from ..errors import ConfigError
 from .report_cli import report_command
+from .serve import serve_command
 
 if TYPE_CHECKING:
     from .plan import Plan
     from .results import ResultsFile
     from .rows import Row
+    from .servers import Server
     from .worker import Task
-
-_REPORT = "report"
 
 
 def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
@@ -40,7 +40,8 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="reasonalloc-eval report RESULTS.jsonl prints the table again; see its --help.",
+    epilog="reasonalloc-eval report RESULTS.jsonl prints the table again; reasonalloc-eval serve "
+    "MODEL lets another machine decode here. Both have a --help of their own.",
 )
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=click.Path(), help="Results file (JSON Lines); resumed.")
@@ -136,15 +137,17 @@ def main(**arguments: Any) -> int:
     from .plan import make_plan
     from .report_cli import print_report
     from .results import ResultsFile
+    from .servers import read_servers
 
+    servers = None if arguments["servers"] is None else read_servers(arguments["servers"])
     plan = make_plan(arguments)
     with ResultsFile.open(Path(arguments["output"]), plan.settings) as results:
-        _work(plan, results, arguments["jobs"], arguments["servers"])
+        _work(plan, results, arguments["jobs"], servers)
     print_report([Path(arguments["output"])])
     return 0
 
 
-def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: str | None) -> None:
+def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: list[Server] | None) -> None:
     """Decode what is left; each row goes into the file as it comes."""
     tasks = plan.tasks(results.done)
     n_all = len(plan.tasks(()))
@@ -169,16 +172,16 @@ def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: str | None) ->
 
 
 def _solve(
-    plan: Plan, tasks: Sequence[Task], n_jobs: int, servers: str | None
+    plan: Plan, tasks: Sequence[Task], n_jobs: int, servers: list[Server] | None
 ) -> Iterator[Row]:
     from .._log import LogCapture
     from .run import solve_here, solve_in_processes
 
     with LogCapture(forward=False):
         if servers is not None:
-            from .servers import read_servers, solve_on_servers
+            from .servers import solve_on_servers
 
-            yield from solve_on_servers(plan.job, tasks, read_servers(servers))
+            yield from solve_on_servers(plan.job, tasks, servers)
         elif n_jobs > 1 and len(tasks) > 1:
             yield from solve_in_processes(plan.job, tasks, min(n_jobs, len(tasks)))
         else:
@@ -188,8 +191,9 @@ def _solve(
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of `reasonalloc-eval`: never returns, shows no traceback for bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == [_REPORT]:
-        run_command(report_command, f"reasonalloc-eval {_REPORT}", arguments[1:])
+    commands = {"report": report_command, "serve": serve_command}
+    if arguments and arguments[0] in commands:
+        run_command(commands[arguments[0]], f"reasonalloc-eval {arguments[0]}", arguments[1:])
     run_command(main, "reasonalloc-eval", arguments)
 
 

@@ -33,8 +33,12 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=120)
+    with start(*arguments) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        except BaseException:
+            process.kill()
+            raise
     return process.returncode, out, err
 
 
@@ -172,7 +176,7 @@ def test_other_settings_are_refused(finished) -> None:
         ([], 2, "no model"),
         (["demo"], 2, "pass -o"),
         (["missing.gguf", "-o", "x.jsonl", "--dataset", "demo", "--budgets", 99], 1, "no such file"),
-        ([str(ROOT / "README.md"), "-o", "x.jsonl", "--dataset", "demo"], 1, "not a GGUF"),
+        (["README.md", "-o", "x.jsonl", "--dataset", "demo", "--budgets", 99], 1, "not a GGUF"),
         (["demo", "-o", "x.jsonl", "--budgets", "64,x"], 2, "budgets = '64,x' is not a list"),
         (["demo", "-o", "x.jsonl", "--budgets", "0"], 2, "is not a list"),
         (["demo", "-o", "x.jsonl"], 2, "rkv needs a budget"),
