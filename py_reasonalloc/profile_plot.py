@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError
 from .profiles import Profile
@@ -23,8 +24,8 @@ def terminal_plot(profile: Profile, width: int = 50) -> str:
     largest = max(profile.demand)
     digits = len(str(profile.n_layer - 1))
     head = (
-        f"{profile.name}: tokens for {100 * profile.rho:g}% of the attention{_span(profile)}, by layer "
-        f"(mean of {profile.n_steps} decode steps, {profile.n_prompts} prompts)"
+        f"{profile.name}: tokens for {100 * profile.rho:g}% of the attention{_span(profile)}, "
+        f"by layer (mean of {profile.n_steps} decode steps, {profile.n_prompts} prompts)"
     )
     lines = [
         f"{il:>{digits}} {bar(demand / largest, width):<{width}} {demand:.1f}"
@@ -54,7 +55,6 @@ def save_picture(profiles: list[Profile], path: str) -> None:
         The file cannot be written, or matplotlib is missing.
     """
     check_picture(path)
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -71,10 +71,23 @@ def save_picture(profiles: list[Profile], path: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
-    # no date and no random names inside: the same profile gives the same file
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: str) -> None:
+    """Write a matplotlib figure: the same one always gives the same file.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be written.
+    """
+    import matplotlib
+
+    # no date and no random names inside
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     try:
         with matplotlib.rc_context({"svg.hashsalt": "reasonalloc"}):
-            figure.savefig(path, metadata=metadata.get(Path(path).suffix.lower()))
+            figure.savefig(path, metadata=metadata.get(Path(path).suffix.lower()), dpi=150)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -81,6 +81,7 @@ class ReasonLlama(Traceable):
     config: BudgetConfig | None
     n_tokens: int
     _n_ctx: int
+    _ctx: Any
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Measure a GGUF of the demo reasoner through llama.cpp with the full cache, greedy.
 
-``python -m py_reasonalloc.demo.evaluate [MODEL.gguf] [--problems N]`` checks the tokenizer and every
-level. For budgets there is `reasonalloc-eval`.
+``python -m py_reasonalloc.demo.evaluate [MODEL.gguf] [--problems N]`` checks the tokenizer and
+measures every level. For budgets there is `reasonalloc-eval`.
 """
 
 from __future__ import annotations

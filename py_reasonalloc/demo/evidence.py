@@ -32,19 +32,26 @@ METHODS = (
 )
 #: Where parts are taken apart: a budget at which most fail, and one at which most work.
 PART_BUDGETS = (160, 200)
+#: The same model's profile with a horizon of 128 steps.
+HORIZON = "profile=demo-reasoner-horizon"
 PARTS = (
     "rkv",
     "rkv+lambda=0.5",
-    "rkv+ema=0.5",
-    "rkv+value_guard=1",
+    "rkv+lambda=0.9",
+    "rkv-ema",
+    "rkv+value_guard=2",
     "rkv+window=16",
     "rkv+buffer=32",
+    "random",
     "wave",
+    f"wave+{HORIZON}",
     "adaptive",
     "reasonalloc",
-    "reasonalloc+lambda=0.5",
-    "reasonalloc+gamma=1",
-    "reasonalloc+mu=0.5",
+    f"reasonalloc+{HORIZON}",
+    "adaptive+lambda=0.5",
+    "wave+lambda=0.5",
+    f"wave+{HORIZON}+lambda=0.5",
+    f"reasonalloc+{HORIZON}+lambda=0.5",
 )
 UNPROTECTED = ("random", "rkv", "snapkv", "reasonalloc")
 #: Cache type -> bytes of one element, block scales included.
@@ -73,7 +80,7 @@ class Comparison(NamedTuple):
 
 
 def comparisons(n_problems: int, n_parts: int) -> dict[str, Comparison]:
-    """Return all comparisons by name: `n_problems` problems in the first, `n_parts` in the others."""
+    """Return all comparisons: `n_problems` problems in the first, `n_parts` in the others."""
     budgets = ["--budgets", ",".join(map(str, BUDGETS))]
     some = ["--budgets", ",".join(map(str, PART_BUDGETS))]
     types = ["full", "full+kv=q8_0", "full+kv=q4_0", *equal_bytes(BYTE_BUDGETS)]
@@ -108,9 +115,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"))
     parser.add_argument("--problems", type=int, default=500, help="problems of the main table")
     parser.add_argument("--part-problems", type=int, default=200, help="problems of the others")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the comparisons")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    run(args.out, comparisons(args.problems, args.part_problems), args.jobs)
+    plan = comparisons(args.problems, args.part_problems)
+    unknown = set(args.only or ()) - set(plan)
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: must be of {', '.join(plan)}")
+    run(args.out, {name: plan[name] for name in args.only or plan}, args.jobs)
 
 
 if __name__ == "__main__":

@@ -179,8 +179,10 @@ def _write_chain(start: str, start_value: int, steps: Sequence[Step], values: Se
         recalled = step.second in known
         second = NUMBERS[known[step.second]] if recalled else step.second
         inverse = "minus" if step.is_sum else "plus"
-        origin = f"{step.second} is {second}, as we found before" if recalled else (
-            f"{second} is just a number"
+        origin = (
+            f"{step.second} is {second}, as we found before"
+            if recalled
+            else (f"{second} is just a number")
         )
         out.append(f"Next: {step.first} {step.operator} {step.second} gives {step.result}.\n")
         out.append(f"Here {step.first} is {first}, and {origin}.\n")

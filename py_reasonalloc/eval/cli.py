@@ -7,7 +7,7 @@ Exit codes: 0 done; 1 the model, a file or a decode failed; 2 wrong usage; 130 s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,9 +103,7 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Per problem."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
-)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each process.")
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
@@ -173,7 +171,7 @@ def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: list[Server] |
 
 def _solve(
     plan: Plan, tasks: Sequence[Task], n_jobs: int, servers: list[Server] | None
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     from .._log import LogCapture
     from .run import solve_here, solve_in_processes
 

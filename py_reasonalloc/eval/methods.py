@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from ..config import BudgetConfig, kv_type_id, policy_names, policy_summaries
 from ..errors import ConfigError
-from ..profiles import Profile
+from ..lookup import shipped_profiles
+from ..profiles import Profile, load_profile
 
 #: The stock cache.
 FULL = "full"
@@ -29,6 +30,12 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _profile(text: str) -> Profile:
+    """Return a shipped profile by its name, or the one in a file."""
+    shipped = {profile.name: profile for profile in shipped_profiles()}
+    return shipped[text] if text in shipped else load_profile(text)
+
+
 #: Option of a method -> field of `BudgetConfig` and how its text is read.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "policy": ("policy", str),
@@ -39,7 +46,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "value_guard": ("value_guard", float),
     "n_guard": ("n_guard", _whole),
     "layers": ("layers", str),
-    "profile": ("profile", str),
+    "profile": ("profile", _profile),
     "heads": ("heads", str),
     "gamma": ("gamma", float),
     "clip_lo": ("clip_lo", float),
@@ -178,6 +185,8 @@ def _split(label: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{label}: {key} is given twice")
         try:
             options[key] = value if key == "kv" else _OPTIONS[key][1](value)
+        except ConfigError as error:
+            raise ConfigError(f"{label}: {error}") from None
         except ValueError:
             raise ConfigError(f"{label}: {key} = {value!r} is not a number") from None
     return name, options

@@ -1,4 +1,4 @@
-"""From the command line's arguments to what is to be decoded, and what a results file must match."""
+"""From the command line's arguments to what is decoded, and what a results file must match."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..errors import ConfigError, ContextFullError
 from ..identity import read_identity
 from ..lookup import resolve_profile
 from ..modelfile import encode_prompt, open_vocabulary, trained_context
+from .answers import judge_for
 from .datasets import DEMO_DATASET, Dataset, load_dataset
 from .methods import Arm, Common, parse_arms, setup_of
 from .rows import RowKey
@@ -74,6 +75,7 @@ def make_plan(arguments: dict[str, Any]) -> Plan:
     model = DEMO_MODEL if is_demo_model else Path(arguments["model"])
     arms = parse_arms(_split(arguments["methods"]), _numbers(arguments["budgets"] or ""))
     dataset = _dataset(arguments, is_demo_model)
+    judge_for(dataset.name)  # what it needs is missed now, not after the first text
     is_demo = dataset.name == DEMO_DATASET
     chosen = dict(arguments)
     for name, (demo, other) in _DEFAULTS.items():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..profile_plot import check_picture
+from ..profile_plot import check_picture, save_figure
 from .report import MIB, ArmReport, Report
 
 _MARKERS = "os^vDPX<>*"
@@ -39,7 +38,6 @@ def save_plot(report: Report, path: str) -> None:
     budgeted = [arm for arm in report.arms if arm.budget > 0]
     if not budgeted:
         raise ConfigError("there is nothing to plot: no arm has a budget")
-    import matplotlib
     from matplotlib.figure import Figure
 
     has_bytes = any(arm.kv_bytes for arm in budgeted)
@@ -61,13 +59,7 @@ def save_plot(report: Report, path: str) -> None:
     names = [str(report.settings.get(name, "")) for name in ("model", "dataset")]
     title = ", ".join([*filter(None, names), f"{report.n_problems} problems"])
     figure.suptitle(_plain(title))
-    # no date and no random names inside: the same report gives the same file
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    try:
-        with matplotlib.rc_context({"svg.hashsalt": "reasonalloc"}):
-            figure.savefig(path, metadata=metadata.get(Path(path).suffix.lower()), dpi=150)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, report: Report, x_of: Callable[[ArmReport], float]) -> None:

@@ -1,4 +1,4 @@
-"""What every part of the evaluation speaks of: a problem, an arm, and the row that one text makes."""
+"""What every part of the evaluation speaks of: a problem, and the row that one text makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's evidence, reduced: the pipeline is sound, and the full cache beats the smallest one."""
+"""The demo's evidence, reduced: the pipeline is sound, and the full cache beats a small one."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def test_reduced_evidence(tmp_path, monkeypatch) -> None:
     for row in rows:
         assert (row.n_evicted > 0) == (row.budget > 0)
         assert row.peak_tokens <= row.budget + evidence.BUFFER or row.budget == 0
-    right = {arm: sum(row.correct for row in rows if (row.method, row.budget) == arm)
-             for arm in {(row.method, row.budget) for row in rows}}
+    right = {
+        arm: sum(row.correct for row in rows if (row.method, row.budget) == arm)
+        for arm in {(row.method, row.budget) for row in rows}
+    }
     assert right["full", 0] > right["rkv", evidence.BUDGETS[0]]
     with (tmp_path / "methods.csv").open(encoding="utf-8", newline="") as stream:
         assert len(list(csv.reader(stream))) == 1 + 5

@@ -1,0 +1,135 @@
+"""One measurement in a process of its own, so that its peak of resident memory is its own.
+
+``python -m py_reasonalloc.bench.child`` reads a `Job` from standard input and writes a JSON object
+to standard output: seconds, tokens and bytes. On failure: one line on standard error, exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from statistics import median
+from typing import Any
+
+from .._log import LogCapture
+from ..errors import ReasonAllocError
+from . import resident
+from .jobs import BLOCK, N_WARM, Job
+
+
+def measure_decode(job: Job) -> dict[str, Any]:
+    """Decode at a depth; a budgeted cache is in its steady state if the depth allows it."""
+    from .engine import Engine
+    from .fill import skip
+
+    with Engine(job) as engine:
+        loaded = resident.current_bytes()
+        # a stock cache is allocated whole: no longer than needed
+        engine.open_context(max(512, job.depth + N_WARM + job.n_tokens))
+        start = skip(engine)
+        is_peak_exact = resident.reset_peak()  # what only the skipping needed does not count
+        engine.read(job.depth - start, start, BLOCK)
+        engine.step(N_WARM, job.depth)
+        before = engine.stats()
+        seconds = engine.step(job.n_tokens, job.depth + N_WARM)
+        peak = resident.peak_bytes()
+        result: dict[str, Any] = {
+            "n_tokens": job.n_tokens,
+            "seconds": sum(seconds),
+            "median_token_seconds": median(seconds),
+            "longest_token_seconds": max(seconds),
+            "rss_loaded_bytes": loaded,
+            "rss_peak_bytes": peak if is_peak_exact else None,
+            **engine.sizes(),
+        }
+        after = engine.stats()
+        if after is not None:
+            result |= {
+                "n_compressions": after.n_compressions - before.n_compressions,
+                "compress_seconds": (after.compress_us - before.compress_us) / 1e6,
+                "peak_tokens": after.peak_tokens,
+                **_head_budgets(engine),
+            }
+    return result
+
+
+def _head_budgets(engine: Any) -> dict[str, int]:
+    """Return the smallest and largest head budget in force, tokens."""
+    from llama_cpp import llama_cpp as bindings
+
+    from ..stats import read_stats
+
+    stats = read_stats(engine.ctx, bindings.llama_model_n_layer(engine.model))
+    budgets = [head.budget for layer in stats.layers for head in layer]
+    return {"smallest_head_budget": min(budgets), "largest_head_budget": max(budgets)}
+
+
+def measure_prompt(job: Job) -> dict[str, Any]:
+    """Read prompts into an empty cache, and pick the first token after each."""
+    from .engine import Engine
+
+    prompts = []
+    with Engine(job) as engine:
+        engine.open_context(max(512, *job.prompts))
+        engine.read(64, 0)  # warm up: buffers are touched, threads are there
+        for n in job.prompts:
+            engine.clear()
+            start = time.perf_counter()
+            engine.read(n, 0)
+            read = time.perf_counter()
+            engine.best_token()
+            end = time.perf_counter()
+            stats = engine.stats()
+            compress = None if stats is None else stats.compress_us / 1e6
+            prompts.append(
+                {
+                    "n_prompt": n,
+                    "seconds": read - start,
+                    "first_token_seconds": end - start,
+                    "compress_seconds": compress,
+                }
+            )
+        return {"prompts": prompts, **engine.sizes()}
+
+
+def measure_load(job: Job) -> dict[str, Any]:
+    """Make a session, weights mapped as they are by default."""
+    arguments: dict[str, Any] = {
+        "n_ctx": 512,
+        "n_threads": job.n_threads,
+        "n_gpu_layers": job.n_gpu_layers,
+        "flash_attn": True,
+        "verbose": False,
+    }
+    if job.is_base:
+        from llama_cpp import Llama as Session
+    else:
+        from ..session import ReasonLlama as Session
+
+        arguments["budget"] = job.arm.config()
+    start = time.perf_counter()
+    session = Session(job.model, **arguments)
+    seconds = time.perf_counter() - start
+    session.close()
+    return {"seconds": seconds}
+
+
+MEASURES = {"decode": measure_decode, "prompt": measure_prompt, "load": measure_load}
+
+
+def main() -> int:
+    """Run the job on standard input; returns the exit code."""
+    job = Job.from_json(sys.stdin.read())
+    try:
+        with LogCapture(forward=False):
+            result = MEASURES[job.kind](job)
+    except (ReasonAllocError, MemoryError) as error:
+        print(" ".join(str(error).split()) or "out of memory", file=sys.stderr)
+        return 1
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""A model and a context through the low-level bindings: the same loop for every cache.
+
+Also runs with a llama.cpp that is not ours (`Arm.library`), so nothing here needs our functions
+unless a budget is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import random
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from llama_cpp import llama_cpp as bindings
+
+from .._log import LogCapture
+from ..config import kv_type_id
+from ..errors import ComputeError, ContextError, ReasonAllocError
+from ..modelfile import check_model_file, load_failure
+from .jobs import N_BATCH, Job
+
+
+class Engine:
+    """A loaded model, and one context at a time.
+
+    Parameters
+    ----------
+    job : Job
+        Says which model, cache and threads.
+
+    Raises
+    ------
+    ModelFileError
+        llama.cpp cannot load the model.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.ctx: Any = None
+        path = check_model_file(job.model)
+        bindings.llama_backend_init()
+        params = bindings.llama_model_default_params()
+        params.n_gpu_layers = job.n_gpu_layers if job.n_gpu_layers >= 0 else 0x7FFFFFFF
+        # read, not mapped: the resident memory of the weights is then what it is from the start
+        params.load_mode = bindings.LLAMA_LOAD_MODE_NONE
+        with LogCapture(forward=False) as log:
+            self.model = bindings.llama_model_load_from_file(path.encode(), params)
+            if not self.model:
+                raise load_failure(path, log)
+        self._batch = bindings.llama_batch_init(N_BATCH, 0, 1)
+        for i in range(N_BATCH):
+            self._batch.n_seq_id[i] = 1
+            self._batch.seq_id[i][0] = 0
+        self.n_vocab = bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(self.model))
+        self._random = random.Random(0)
+
+    def open_context(self, n_ctx: int) -> None:
+        """Make the context, with the cache of the job.
+
+        Raises
+        ------
+        ContextError
+            It cannot be made.
+        """
+        job = self.job
+        params = bindings.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = N_BATCH
+        params.n_ubatch = job.arm.n_ubatch
+        params.n_threads = params.n_threads_batch = job.n_threads
+        params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = kv_type_id(job.arm.kv_type)
+        config = job.arm.config()
+        with LogCapture(forward=False) as log:
+            if config is not None:
+                from .. import _bindings as c
+
+                c.check(c.ra_configure_next(ctypes.byref(config.to_native())))
+            self.ctx = bindings.llama_init_from_model(self.model, params)
+            if not self.ctx:
+                raise ContextError(f"no context could be made: {log.reason()}")
+        self.memory = bindings.llama_get_memory(self.ctx)
+
+    def tokens(self, n: int) -> list[int]:
+        """Return random tokens; the same ones in every process."""
+        return [self._random.randrange(2, self.n_vocab) for _ in range(n)]
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        bindings.llama_memory_clear(self.memory, False)
+
+    def read(self, n: int, pos: int, n_batch: int = N_BATCH) -> None:
+        """Decode `n` random tokens from position `pos` on, `n_batch` at a time.
+
+        Raises
+        ------
+        ComputeError
+            llama.cpp refused.
+        """
+        tokens = self.tokens(n)
+        for first in range(0, n, n_batch):
+            self._decode(tokens[first : first + n_batch], pos + first)
+        bindings.llama_synchronize(self.ctx)
+
+    def _decode(self, tokens: list[int], pos: int) -> None:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = pos + i
+            batch.logits[i] = 0
+        batch.logits[len(tokens) - 1] = 1
+        self._check(bindings.llama_decode(self.ctx, batch))
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            raise ComputeError(f"llama_decode returned {status}")
+
+    def step(self, n: int, pos: int) -> tuple[float, ...]:
+        """Decode `n` random tokens one by one, as llama-bench does: nothing is sampled.
+
+        Returns
+        -------
+        tuple of float
+            Seconds of each.
+        """
+        batch, ctx = self._batch, self.ctx
+        batch.n_tokens = 1
+        batch.logits[0] = 1
+        decode, wait, clock = bindings.llama_decode, bindings.llama_synchronize, time.perf_counter
+        stamps = [clock()]
+        for i, token in enumerate(self.tokens(n)):
+            batch.token[0] = token
+            batch.pos[0] = pos + i
+            self._check(decode(ctx, batch))
+            wait(ctx)
+            stamps.append(clock())
+        return tuple(after - before for before, after in zip(stamps, stamps[1:]))
+
+    def best_token(self) -> int:
+        """Return the most likely next token, as greedy decoding picks it."""
+        logits = bindings.llama_get_logits_ith(self.ctx, -1)
+        return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self.n_vocab,))))
+
+    def stats(self) -> Any:
+        """Return the ra_stats of the budgeted cache; None for the stock cache."""
+        if self.job.arm.budget is None:
+            return None
+        from ..stats import engine_stats
+
+        return engine_stats(self.ctx)
+
+    def sizes(self) -> dict[str, int | None]:
+        """Return bytes as the engine reports them; None where it cannot tell."""
+        names = ("weights", "cache", "window", "scratch", "compute", "row")
+        sizes: dict[str, int | None] = {f"{name}_bytes": None for name in names}
+        if self.job.arm.library is not None:
+            return sizes
+        from .. import _bindings as c
+        from ..stats import read_memory_use
+
+        stats = self.stats()
+        use = read_memory_use(self.ctx, stats is not None)
+        sizes.update(weights_bytes=use.model_bytes, compute_bytes=use.compute_bytes)
+        if stats is None:
+            sizes.update(cache_bytes=use.context_bytes, window_bytes=0, scratch_bytes=0)
+            return sizes
+        sizes.update(
+            cache_bytes=stats.kv_bytes,
+            window_bytes=stats.window_bytes,
+            scratch_bytes=use.scratch_bytes,
+            row_bytes=c.ra_row_bytes(self.ctx),
+        )
+        return sizes
+
+    def close(self) -> None:
+        """Free context and model."""
+        bindings.llama_batch_free(self._batch)
+        if self.ctx:
+            bindings.llama_free(self.ctx)
+        bindings.llama_model_free(self.model)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(ReasonAllocError):
+            self.close()

@@ -1,0 +1,388 @@
+"""Random-weight GGUF files of a given shape, written block by block.
+
+Quantised blocks are drawn directly (random quants, scales that give every matrix the variance of a
+fresh network), so no matrix is ever held: a file of 8 GB takes a few dozen MB of memory. The
+same shape, type and seed give the same file, byte for byte.
+
+Tensor types follow llama-quantize: "q4_0" keeps the output matrix in q6_K, "q4_k_m" takes q6_K for
+that and for half of the V and down projections. Rows that are no multiple of 256 values take q8_0
+and q4_0 instead of q6_K and q4_K.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType as Kind
+
+from ..errors import ModelFileError
+from ..lookup import cache_folder
+from ..modelfile import check_model_file
+from .shapes import SHAPES, ModelShape
+
+WEIGHTS = ("q4_0", "q8_0", "q4_k_m", "f16")
+#: Raised whenever the same arguments give another file.
+FORMAT_VERSION = 1
+
+_CHUNK_BYTES = 1 << 20
+_ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+_SLACK_BYTES = 64 << 20  # header, vocabulary, and room for others on the disk
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+
+class TensorPlan(NamedTuple):
+    """A tensor to write.
+
+    Attributes
+    ----------
+    name : str
+        As llama.cpp knows it.
+    n_rows, n_cols : int
+        Matrix [n_rows, n_cols]; a vector has n_rows = 0.
+    kind : GGMLQuantizationType
+        Type of its blocks; vectors are f32.
+    std : float or array [n_rows]
+        Standard deviation of the values (of each row); of a vector, around `mean`.
+    mean : float
+        Of a vector.
+    """
+
+    name: str
+    n_rows: int
+    n_cols: int
+    kind: Kind
+    std: float | Floats
+    mean: float = 0.0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, or of the vector."""
+        block, n_bytes = gguf.GGML_QUANT_SIZES[self.kind]
+        return self.n_cols // block * n_bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the whole tensor, without padding."""
+        return max(self.n_rows, 1) * self.row_bytes
+
+
+# --- blocks ----------------------------------------------------------------------------------
+# Each function fills [n_blocks, block bytes] from random bits; std: [n_blocks], of the values.
+
+_N_QUANTILES = 256  # one random byte each
+
+
+def _random(rng: np.random.Generator, *shape: int) -> Bytes:
+    return np.frombuffer(rng.bytes(int(np.prod(shape))), np.uint8).reshape(shape)
+
+
+def _half(values: Floats) -> Bytes:
+    return values.astype("<f2")[:, None].view(np.uint8)
+
+
+def _q4_0(rng: np.random.Generator, std: Floats) -> Bytes:
+    """Value d (q - 8), q uniform in 0..15: standard deviation 4.61 d."""
+    return np.hstack([_half(std / 4.61), _random(rng, len(std), 16)])
+
+
+def _q8_0(rng: np.random.Generator, std: Floats) -> Bytes:
+    """Value d q, q uniform in -128..127: standard deviation 73.9 d."""
+    return np.hstack([_half(std / 73.9), _random(rng, len(std), 32)])
+
+
+def _q4_k(rng: np.random.Generator, std: Floats) -> Bytes:
+    """Value d s q - m t, s and t uniform in 0..63, q in 0..15; with m = 7.5 d the mean is 0."""
+    d = std / 256.1
+    return np.hstack([_half(d), _half(7.5 * d), _random(rng, len(std), 12 + 128)])
+
+
+def _q6_k(rng: np.random.Generator, std: Floats) -> Bytes:
+    """Value d s (q - 32), s uniform in -128..127, q in 0..63: standard deviation 1366 d."""
+    return np.hstack([_random(rng, len(std), 128 + 64 + 16), _half(std / 1366.0)])
+
+
+def _f16(rng: np.random.Generator, std: Floats) -> Bytes:
+    """Quantiles of a bell curve (the logistic one), drawn uniformly; blocks of one value."""
+    ranks = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES
+    quantiles = np.log(ranks / (1.0 - ranks))
+    return _half((quantiles / quantiles.std())[_random(rng, len(std))] * std)
+
+
+_FILL: dict[Kind, Callable[[np.random.Generator, Floats], Bytes]] = {
+    Kind.Q4_0: _q4_0,
+    Kind.Q8_0: _q8_0,
+    Kind.Q4_K: _q4_k,
+    Kind.Q6_K: _q6_k,
+    Kind.F16: _f16,
+}
+
+
+def tensor_chunks(plan: TensorPlan, seed: int) -> Iterator[bytes]:
+    """Yield a tensor's bytes in pieces of about 1 MB."""
+    # SFC64 is the fastest of NumPy's generators; each tensor has its own stream
+    rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(plan.name.encode())]))
+    if plan.n_rows == 0:
+        values = plan.mean + plan.std * rng.standard_normal(plan.n_cols)
+        yield values.astype("<f4").tobytes()
+        return
+    n_blocks = plan.n_cols // gguf.GGML_QUANT_SIZES[plan.kind][0]
+    std = np.broadcast_to(np.asarray(plan.std, dtype=np.float64), (plan.n_rows,))
+    step = max(_CHUNK_BYTES // plan.row_bytes, 1)
+    for first in range(0, plan.n_rows, step):
+        blocks = np.repeat(std[first : first + step], n_blocks)
+        yield _FILL[plan.kind](rng, blocks).tobytes()
+
+
+# --- tensors ---------------------------------------------------------------------------------
+
+
+def _kind(weights: str, role: str, il: int, shape: ModelShape, n_cols: int) -> Kind:
+    """Return the type of a matrix; role: "output", "v", "down" or "" for the others."""
+    if weights in ("f16", "q8_0"):
+        return Kind[weights.upper()]
+    n = shape.n_layer
+    has_more_bits = il < n // 8 or il >= 7 * n // 8 or (il - n // 8) % 3 == 2
+    wants_q6_k = role == "output" or (
+        weights == "q4_k_m" and role in ("v", "down") and has_more_bits
+    )
+    if wants_q6_k:
+        return Kind.Q6_K if n_cols % 256 == 0 else Kind.Q8_0
+    return Kind.Q4_K if weights == "q4_k_m" and n_cols % 256 == 0 else Kind.Q4_0
+
+
+def plan_tensors(shape: ModelShape, weights: str) -> list[TensorPlan]:
+    """Return the tensors of a model, in the order of the file."""
+    n_embd = shape.n_embd
+    n_q, n_kv = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
+    # every KV head looks more or less sharply than the others: heads of a model differ, too
+    gains = np.repeat(np.linspace(0.5, 2.5, shape.n_head_kv), shape.head_dim)
+
+    def matrix(
+        name: str, n_rows: int, n_cols: int, role: str = "", il: int = -1, gain: Any = 1.0
+    ) -> TensorPlan:
+        kind = _kind(weights, role, il, shape, n_cols)
+        return TensorPlan(f"{name}.weight", n_rows, n_cols, kind, gain / n_cols**0.5)
+
+    def norm(name: str) -> TensorPlan:
+        return TensorPlan(f"{name}.weight", 0, n_embd, Kind.F32, 0.1, 1.0)
+
+    role = "output" if shape.is_tied else ""
+    plans = [matrix("token_embd", shape.n_vocab, n_embd, role, gain=n_embd**0.5)]
+    for il in range(shape.n_layer):
+        at = f"blk.{il}"
+        plans += [
+            norm(f"{at}.attn_norm"),
+            matrix(f"{at}.attn_q", n_q, n_embd, gain=1.5),
+            matrix(f"{at}.attn_k", n_kv, n_embd, gain=gains),
+            matrix(f"{at}.attn_v", n_kv, n_embd, "v", il),
+            matrix(f"{at}.attn_output", n_embd, n_q),
+            norm(f"{at}.ffn_norm"),
+            matrix(f"{at}.ffn_gate", shape.n_ff, n_embd),
+            matrix(f"{at}.ffn_up", shape.n_ff, n_embd),
+            matrix(f"{at}.ffn_down", n_embd, shape.n_ff, "down", il),
+        ]
+        if shape.arch == "qwen2":
+            plans += [
+                TensorPlan(f"{at}.attn_{x}.bias", 0, n, Kind.F32, 0.1)
+                for x, n in (("q", n_q), ("k", n_kv), ("v", n_kv))
+            ]
+    plans.append(norm("output_norm"))
+    if not shape.is_tied:
+        plans.append(matrix("output", shape.n_vocab, n_embd, "output", gain=3.0))
+    return plans
+
+
+# --- file ------------------------------------------------------------------------------------
+
+
+def _byte_symbols() -> list[str]:
+    """Return the printable symbol that byte-level BPE uses for each of the 256 bytes."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in symbols)
+    symbols.update({byte: chr(256 + i) for i, byte in enumerate(others)})
+    return [symbols[byte] for byte in range(256)]
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
+    """Byte-level BPE: two control tokens, the 256 bytes, one merge, and names for the rest."""
+    symbols = ["<s>", "</s>", *_byte_symbols(), "ĠĠ"]
+    n_named = len(symbols)
+    symbols += [f"[{i}]" for i in range(n_named, shape.n_vocab)]
+    kinds = [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (n_named - 2)
+    kinds += [gguf.TokenType.UNUSED] * (shape.n_vocab - n_named)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2" if shape.arch == "qwen2" else "llama-bpe")
+    writer.add_token_list(symbols)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_pad_token_id(1)
+    writer.add_add_bos_token(True)
+
+
+def _add_parameters(writer: gguf.GGUFWriter, name: str, shape: ModelShape, weights: str) -> None:
+    file_types = {
+        "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+        "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+        "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+        "f16": gguf.LlamaFileType.MOSTLY_F16,
+    }
+    writer.add_name(f"random {name}")
+    writer.add_description("Random weights, for speed and memory measurements only.")
+    writer.add_file_type(file_types[weights])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(shape.n_vocab)
+    writer.add_context_length(shape.n_ctx_train)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_block_count(shape.n_layer)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_layer_norm_rms_eps(shape.norm_eps)
+
+
+def _padded(n_bytes: int) -> int:
+    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def model_bytes(shape: ModelShape, weights: str) -> int:
+    """Return the bytes of all tensors in the file, padding included."""
+    return sum(_padded(plan.n_bytes) for plan in plan_tensors(shape, weights))
+
+
+def write_model(
+    path: Path,
+    name: str,
+    shape: ModelShape,
+    weights: str,
+    seed: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write a model, all of it or nothing.
+
+    Parameters
+    ----------
+    path : Path
+        File to write.
+    name : str
+        Name in its metadata.
+    shape : ModelShape
+        Its widths.
+    weights : str
+        One of `WEIGHTS`.
+    seed : int
+        Of the weights, 0 or larger.
+    progress : callable, optional
+        Gets the number of bytes written since its last call.
+
+    Raises
+    ------
+    ModelFileError
+        The disk is too small, or the file cannot be written.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        n_free = shutil.disk_usage(path.parent).free
+        n_needed = model_bytes(shape, weights) + _SLACK_BYTES
+        if n_free < n_needed:
+            raise ModelFileError(
+                f"{path}: needs {n_needed / 1e9:.1f} GB, the disk has {n_free / 1e9:.1f} GB free "
+                "(REASONALLOC_CACHE_DIR names another folder)"
+            )
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        _write(temporary, name, shape, weights, seed, progress)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _write(
+    path: str,
+    name: str,
+    shape: ModelShape,
+    weights: str,
+    seed: int,
+    progress: Callable[[int], object] | None,
+) -> None:
+    plans = plan_tensors(shape, weights)
+    with contextlib.closing(gguf.GGUFWriter(path, shape.arch)) as writer:
+        _add_parameters(writer, name, shape, weights)
+        _add_tokenizer(writer, shape)
+        for plan in plans:
+            # the shape of quantised tensors is given in bytes
+            n_rows = [plan.n_rows] if plan.n_rows > 0 else []
+            is_float = plan.kind in (Kind.F32, Kind.F16)
+            dims = [*n_rows, plan.n_cols if is_float else plan.row_bytes]
+            dtype = np.dtype({Kind.F32: np.float32, Kind.F16: np.float16}.get(plan.kind, np.uint8))
+            writer.add_tensor_info(plan.name, dims, dtype, plan.n_bytes, raw_dtype=plan.kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        # the writer's own write_tensor_data() wants whole tensors
+        assert writer.fout is not None
+        stream = writer.fout[0]
+        stream.write(bytes(_padded(stream.tell()) - stream.tell()))
+        for plan in plans:
+            for chunk in tensor_chunks(plan, seed):
+                stream.write(chunk)
+                if progress is not None:
+                    progress(len(chunk))
+            stream.write(bytes(_padded(plan.n_bytes) - plan.n_bytes))
+
+
+def bench_folder() -> Path:
+    """Folder of the random models; need not exist. REASONALLOC_CACHE_DIR moves it."""
+    return cache_folder().parent / "bench"
+
+
+def cached_path(name: str, weights: str) -> Path:
+    """Return where the random model of a known shape is kept; equal shapes share a file."""
+    first = next(other for other, shape in SHAPES.items() if shape == SHAPES[name])
+    return bench_folder() / f"{first}-{weights}-v{FORMAT_VERSION}.gguf"
+
+
+def model_file(name: str, weights: str, progress: Callable[[int], object] | None = None) -> Path:
+    """Return the file of a shape, written now if it is not in the cache folder yet.
+
+    Parameters
+    ----------
+    name : str
+        A key of `SHAPES`, or the path of a model, which is returned as it is.
+    weights : str
+        One of `WEIGHTS`; not used for a path.
+    progress : callable, optional
+        See `write_model`.
+
+    Raises
+    ------
+    ModelFileError
+        The path is not a model, or the file cannot be written.
+    """
+    if name not in SHAPES:
+        return Path(check_model_file(name))
+    path = cached_path(name, weights)
+    if not path.is_file():
+        write_model(path, name, SHAPES[name], weights, progress=progress)
+    return path
