@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,16 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
 @click.option("--sinks", type=int, help="First tokens that always stay.  [default: 4]")
 @click.option("--window", type=int, help="Newest tokens that always stay.  [default: 8]")
 @click.option(
-    "--protect-prompt", metavar="off|all|N", help="Prompt tokens that always stay.  [default: off]"
+    "--protect-prompt",
+    metavar="auto|off|all|N",
+    help="Prompt tokens that always stay; auto: up to half of the budget.  [default: auto]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of the policy or the allocators, e.g. lambda=0.5; may be repeated.",
 )
 @click.option(
     "--kv-type",
@@ -158,9 +167,11 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     config, profile = None, None
     if not arguments["no_budget"]:
         profile = _allocation(arguments, given)
-        if "protect_prompt" in given:
-            given["protect_prompt"] = _protect_prompt(given["protect_prompt"])
+        given |= _settings(arguments["settings"])
+        given["protect_prompt"] = _protect_prompt(given.get("protect_prompt", "auto"))
         config = BudgetConfig(**given, policy_seed=arguments["seed"])
+    elif arguments["settings"]:
+        raise ConfigError("--no-budget and --set exclude each other")
     elif any(arguments[name] is not None for name in names):
         first = next(name for name in names if arguments[name] is not None)
         raise ConfigError(f"--no-budget and --{first.replace('_', '-')} exclude each other")
@@ -184,6 +195,13 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         trace=_trace(arguments),
         verbose=arguments["verbose"],
     )
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of `BudgetConfig` that --set names."""
+    from .config import read_option
+
+    return dict(read_option(*pair.partition("=")[::2]) for pair in pairs)
 
 
 def _allocation(arguments: dict[str, Any], given: dict[str, Any]) -> str | None:

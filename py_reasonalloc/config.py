@@ -29,6 +29,42 @@ ALLOCATOR_RANGES = {
 }
 
 
+#: Option as text, e.g. ``lambda=0.5`` -> field of `BudgetConfig` and its type.
+OPTIONS: dict[str, tuple[str, type]] = {
+    "lambda": ("lambda_", float),
+    "sim_threshold": ("sim_threshold", float),
+    "pool_kernel": ("pool_kernel", int),
+    "ema": ("ema", float),
+    "value_guard": ("value_guard", float),
+    "n_guard": ("n_guard", int),
+    "gamma": ("gamma", float),
+    "clip_lo": ("clip_lo", float),
+    "clip_hi": ("clip_hi", float),
+    "mu": ("mu", float),
+    "pyramid_beta": ("pyramid_beta", float),
+    "window": ("window", int),
+    "sinks": ("sinks", int),
+    "buffer": ("buffer", int),
+}
+
+
+def read_option(key: str, text: str) -> tuple[str, float]:
+    """Return the field of `BudgetConfig` that an option sets, and its value.
+
+    Raises
+    ------
+    ConfigError
+        No such option, or its value is not a number. Its range is checked by `BudgetConfig`.
+    """
+    if key not in OPTIONS:
+        raise ConfigError(f"option = {key!r} is unknown: must be one of {', '.join(OPTIONS)}")
+    name, kind = OPTIONS[key]
+    try:
+        return name, kind(text)
+    except ValueError:
+        raise ConfigError(f"{key} = {text!r} is not a number") from None
+
+
 def kv_type_id(name: str | int) -> int:
     """Return the ggml_type of a cache type given by name (or by number, which passes through).
 
@@ -111,9 +147,9 @@ class BudgetConfig:
         First tokens of the sequence that are never evicted.
     window : int
         Newest tokens: never evicted, and their queries score the others. 1 to `MAX_WINDOW`.
-    protect_prompt : "off", "all" or int
-        Prompt tokens that are never evicted: none, all, or the first N. "all" is resolved at each
-        generate call, when the length of the prompt is known.
+    protect_prompt : "off", "all", "auto" or int
+        How many of the prompt's tokens are never evicted: none, all, as many as leave half of the
+        budget to the chain of thought, or the first so many. They count towards the budget.
     lambda_ : float
         R-KV: weight of importance against redundancy, 0 to 1.
     sim_threshold : float
@@ -196,10 +232,11 @@ class BudgetConfig:
         check_float("ema", self.ema, 0.0, 0.999999)
         check_float("value_guard", self.value_guard, 0.0, 1e6)
         check_int("n_guard", self.n_guard, 0, 1024)
-        if self.protect_prompt not in ("off", "all"):
+        if self.protect_prompt not in ("off", "all", "auto"):
             if isinstance(self.protect_prompt, str):
                 raise ConfigError(
-                    f"protect_prompt = {self.protect_prompt!r} must be 'off', 'all' or a number"
+                    f"protect_prompt = {self.protect_prompt!r} must be 'off', 'all', 'auto' or a "
+                    "number"
                 )
             check_int("protect_prompt", self.protect_prompt, 0, MAX_TOKENS)
         for name in ("layers", "head_budgets"):
@@ -253,13 +290,16 @@ class BudgetConfig:
             return 0
         if self.protect_prompt == "all":
             return n_prompt
+        if self.protect_prompt == "auto":
+            smallest = self.budget if isinstance(self.layers, str) else min(self.layers)
+            return min(n_prompt, max(smallest - self.sinks - self.window, 0) // 2)
         return min(int(self.protect_prompt), n_prompt)
 
     def to_native(self) -> Any:
         """Return the ra_config; it keeps its tables alive.
 
         A fixed number of protected tokens is part of it, so that the library can refuse it at
-        once; "all" is not known before the prompt is.
+        once; "all" and "auto" are not known before the prompt is.
         """
         from . import _bindings as c
 
@@ -268,7 +308,8 @@ class BudgetConfig:
         native.buffer = self.buffer
         native.n_sink = self.sinks
         native.n_window = self.window
-        native.n_protect = self.n_protect(MAX_TOKENS) if self.protect_prompt != "all" else 0
+        is_fixed = self.protect_prompt not in ("all", "auto")
+        native.n_protect = self.n_protect(MAX_TOKENS) if is_fixed else 0
         native.policy = self.policy.encode()
         native.lambda_ = self.lambda_
         native.sim_threshold = self.sim_threshold

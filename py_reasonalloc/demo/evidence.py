@@ -41,6 +41,8 @@ PARTS = (
     "rkv-ema",
     "rkv+value_guard=2",
     "rkv+window=16",
+    "rkv+window=24",
+    "rkv+lambda=0.5+window=16",
     "rkv+buffer=32",
     "random",
     "wave",
@@ -52,6 +54,7 @@ PARTS = (
     "wave+lambda=0.5",
     f"wave+{HORIZON}+lambda=0.5",
     f"reasonalloc+{HORIZON}+lambda=0.5",
+    f"reasonalloc+{HORIZON}+lambda=0.5+window=16",
 )
 UNPROTECTED = ("random", "rkv", "snapkv", "reasonalloc")
 #: Cache type -> bytes of one element, block scales included.

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ..config import BudgetConfig, kv_type_id, policy_names, policy_summaries
+from ..config import (
+    OPTIONS,
+    BudgetConfig,
+    kv_type_id,
+    policy_names,
+    policy_summaries,
+    read_option,
+)
 from ..errors import ConfigError
 from ..lookup import shipped_profiles
 from ..profiles import Profile, load_profile
@@ -26,36 +33,19 @@ METHODS: dict[str, dict[str, str]] = {
 }
 
 
-def _whole(text: str) -> int:
-    return int(text)
-
-
 def _profile(text: str) -> Profile:
     """Return a shipped profile by its name, or the one in a file."""
     shipped = {profile.name: profile for profile in shipped_profiles()}
     return shipped[text] if text in shipped else load_profile(text)
 
 
-#: Option of a method -> field of `BudgetConfig` and how its text is read.
-_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+#: Options of a method besides those of `read_option`.
+_MORE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "policy": ("policy", str),
-    "lambda": ("lambda_", float),
-    "sim_threshold": ("sim_threshold", float),
-    "pool_kernel": ("pool_kernel", _whole),
-    "ema": ("ema", float),
-    "value_guard": ("value_guard", float),
-    "n_guard": ("n_guard", _whole),
     "layers": ("layers", str),
-    "profile": ("profile", _profile),
     "heads": ("heads", str),
-    "gamma": ("gamma", float),
-    "clip_lo": ("clip_lo", float),
-    "clip_hi": ("clip_hi", float),
-    "mu": ("mu", float),
-    "pyramid_beta": ("pyramid_beta", float),
-    "window": ("window", _whole),
-    "sinks": ("sinks", _whole),
-    "buffer": ("buffer", _whole),
+    "profile": ("profile", _profile),
+    "kv": ("kv", str),
 }
 
 
@@ -167,7 +157,7 @@ def parse_arms(methods: Iterable[str], budgets: Iterable[int]) -> tuple[Arm, ...
 
 
 def _split(label: str) -> tuple[str, dict[str, Any]]:
-    """Return the name of a method and its options, values read, field names as in `_OPTIONS`."""
+    """Return the name of a method and its options: fields of `BudgetConfig`, and kv."""
     name, *pairs = label.split("+")
     if name not in method_names():
         raise ConfigError(
@@ -178,17 +168,19 @@ def _split(label: str) -> tuple[str, dict[str, Any]]:
         key, is_pair, value = pair.partition("=")
         if name == FULL and key != "kv":
             raise ConfigError(f"{label}: the full cache has no option but kv")
-        if not is_pair or key not in (*_OPTIONS, "kv"):
-            known = ", ".join((*_OPTIONS, "kv"))
+        if not is_pair or key not in (*OPTIONS, *_MORE):
+            known = ", ".join((*_MORE, *OPTIONS))
             raise ConfigError(f"{label}: {pair!r} is no option: must be KEY=VALUE of {known}")
-        if key in options:
-            raise ConfigError(f"{label}: {key} is given twice")
         try:
-            options[key] = value if key == "kv" else _OPTIONS[key][1](value)
+            if key in _MORE:
+                field, value = _MORE[key][0], _MORE[key][1](value)
+            else:
+                field, value = read_option(key, value)
         except ConfigError as error:
             raise ConfigError(f"{label}: {error}") from None
-        except ValueError:
-            raise ConfigError(f"{label}: {key} = {value!r} is not a number") from None
+        if field in options:
+            raise ConfigError(f"{label}: {key} is given twice")
+        options[field] = value
     return name, options
 
 
@@ -214,8 +206,7 @@ def setup_of(arm: Arm, common: Common) -> Setup:
         "protect_prompt": common.n_protect if common.n_protect > 0 else "off",
         "policy_seed": common.policy_seed,
     }
-    fields |= METHODS.get(name, {})
-    fields |= {_OPTIONS[key][0]: value for key, value in options.items()}
+    fields |= METHODS.get(name, {}) | options
     if fields.get("layers") == "wave" and "profile" not in fields:
         if common.profile is None:
             raise ConfigError(

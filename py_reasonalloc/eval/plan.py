@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..cli import DEMO, DEMO_MODEL
+from ..config import BudgetConfig
 from ..errors import ConfigError, ContextFullError
 from ..identity import read_identity
 from ..lookup import resolve_profile
@@ -90,8 +91,7 @@ def make_plan(arguments: dict[str, Any]) -> Plan:
             f"the longest prompt has {max(lengths)} tokens, but the model's context ends at {n_ctx}"
         )
     profile = resolve_profile(model, chosen["profile"])
-    smallest = min((arm.budget for arm in arms if arm.budget > 0), default=0)
-    n_protect = _n_protect(chosen["protect_prompt"], max(lengths), smallest)
+    n_protect = _n_protect(chosen, arms, max(lengths))
     common = Common(
         buffer=chosen["buffer"],
         sinks=chosen["sinks"],
@@ -165,15 +165,19 @@ def _prompt_lengths(model: Path, prompts: Sequence[str], raw: bool) -> tuple[lis
         return lengths, trained_context(vocabulary)
 
 
-def _n_protect(text: str, longest: int, smallest_budget: int) -> int:
+def _n_protect(chosen: dict[str, Any], arms: Sequence[Arm], longest: int) -> int:
     """Return the most prompt tokens that are protected, the same number in every arm.
 
-    "all" is the longest prompt's number: the allocators give every head room for it. "auto" leaves
-    half of the smallest budget to the chain of thought.
+    "all" is the longest prompt's number: the allocators give every head room for it. "auto" is what
+    suits the smallest budget.
     """
-    numbers = {"all": longest, "off": 0, "auto": min(longest, smallest_budget // 2)}
-    if text in numbers:
-        return numbers[text]
+    text = chosen["protect_prompt"]
+    if text in ("all", "off"):
+        return longest if text == "all" else 0
+    if text == "auto":
+        budgets = [arm.budget for arm in arms if arm.budget > 0]
+        shared = {"sinks": chosen["sinks"], "window": chosen["window"], "protect_prompt": text}
+        return BudgetConfig(min(budgets), **shared).n_protect(longest) if budgets else 0
     if not text.isdigit():
         raise ConfigError(f"protect_prompt = {text!r} must be auto, off, all or a number of tokens")
     return min(int(text), longest)

@@ -80,6 +80,21 @@ def test_options_reach_the_engine(cli, make_gguf) -> None:
     assert found["kv_bytes"] == 48 * 2 * 2 * 2 * 34  # 32 values of q8_0 take 34 bytes
 
 
+def test_parameters_reach_the_policy(cli, make_gguf) -> None:
+    command = [make_gguf(), "-p", "how many?", "--budget", 40, "--buffer", 16, "-n", 200]
+    command += ["--temp", 0, "--json"]
+
+    def text(*options: object) -> str:
+        done = cli(*command, *options)
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["text"])
+
+    assert text() == text("--set", "lambda=0.1") != text("--set", "lambda=1")
+    wide = json.loads(cli(*command, "--set", "window=20").stdout)
+    narrow = json.loads(cli(*command).stdout)
+    assert wide["window_bytes"] == 20 / 8 * narrow["window_bytes"]
+
+
 def test_summary_and_text(cli, make_gguf) -> None:
     arguments = (make_gguf(), "-p", "hello", "-n", 80, "--budget", 32, "--buffer", 16)
     arguments += ("--heads", "uniform")

@@ -76,7 +76,10 @@ def test_cache_type_that_does_not_fit_the_heads(cli, make_gguf) -> None:
         (["--buffer", 0], r"buffer = 0 is out of range"),
         (["--policy", "best"], r"policy = 'best' is unknown: must be one of rkv, snapkv"),
         (["--kv-type", "q3_k"], r"cache type = 'q3_k' is unknown: must be one of f32, f16"),
-        (["--protect-prompt", "some"], r"protect_prompt = 'some' must be 'off', 'all' or a number"),
+        (
+            ["--protect-prompt", "some"],
+            r"protect_prompt = 'some' must be 'off', 'all', 'auto' or a number",
+        ),
         (["--protect-prompt", 400], r"budget 256 is too small: the protected prompt \(400\)"),
         (["--protect-prompt", -1], r"protect_prompt = -1 is out of range"),
         (["--no-budget", "--budget", 64], r"--no-budget and --budget exclude each other"),
@@ -134,3 +137,23 @@ def test_library_that_is_missing(cli, tmp_path, monkeypatch) -> None:
 
 def test_no_model(cli) -> None:
     assert_refused(cli("-p", "hi"), USAGE, "Missing argument 'MODEL'")
+
+
+@pytest.mark.parametrize(
+    ("option", "pattern"),
+    [
+        ("lamda=0.5", "option = 'lamda' is unknown: must be one of lambda, "),
+        ("lambda", "lambda = '' is not a number"),
+        ("lambda=x", "lambda = 'x' is not a number"),
+        ("lambda=2", "lambda_ = 2 is out of range: must be 0 to 1"),
+        ("n_guard=1.5", "n_guard = '1.5' is not a number"),
+        ("buffer=0", "buffer = 0 "),
+    ],
+)
+def test_parameters(cli, make_gguf, option, pattern) -> None:
+    assert_refused(cli(make_gguf(), "-p", "hi", "--set", option), USAGE, pattern)
+    assert_refused(
+        cli(make_gguf(), "-p", "hi", "--set", "mu=0.5", "--no-budget"),
+        USAGE,
+        "--no-budget and --set exclude each other",
+    )

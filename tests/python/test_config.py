@@ -76,7 +76,10 @@ def test_values_reach_the_library() -> None:
         ({"sim_threshold": -2}, "sim_threshold = -2 is out of range: must be -1 to 1"),
         ({"pool_kernel": 4}, "pool_kernel = 4 must be odd"),
         ({"policy_seed": -1}, "policy_seed = -1 is out of range"),
-        ({"protect_prompt": "most"}, "protect_prompt = 'most' must be 'off', 'all' or a number"),
+        (
+            {"protect_prompt": "most"},
+            "protect_prompt = 'most' must be 'off', 'all', 'auto' or a number",
+        ),
         ({"protect_prompt": -2}, "protect_prompt = -2 is out of range"),
         ({"protect_prompt": None}, "protect_prompt = None must be a whole number"),
         ({"layers": [64, 0]}, r"layers\[1\] = 0 is out of range"),
@@ -130,6 +133,9 @@ def test_protected_tokens_never_exceed_the_prompt() -> None:
     assert BudgetConfig().n_protect(9) == 0
     assert BudgetConfig(protect_prompt="all").n_protect(9) == 9
     assert BudgetConfig(protect_prompt=5).n_protect(9) == 5
+    half = BudgetConfig(budget=64, protect_prompt="auto")
+    assert (half.n_protect(9), half.n_protect(500), half.to_native().n_protect) == (9, 26, 0)
+    assert BudgetConfig(layers=(30, 98), protect_prompt="auto").n_protect(500) == 9
     assert BudgetConfig(protect_prompt=50).n_protect(9) == 9
 
 
