@@ -40,12 +40,12 @@ def _profile(text: str) -> Profile:
 
 
 #: Options of a method besides those of `read_option`.
-_MORE: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "policy": ("policy", str),
-    "layers": ("layers", str),
-    "heads": ("heads", str),
-    "profile": ("profile", _profile),
-    "kv": ("kv", str),
+_MORE: dict[str, Callable[[str], tuple[str, Any]]] = {
+    "policy": lambda text: ("policy", text),
+    "layers": lambda text: ("layers", text),
+    "heads": lambda text: ("heads", text),
+    "profile": lambda text: ("profile", _profile(text)),
+    "kv": lambda text: ("kv", text),
 }
 
 
@@ -172,15 +172,12 @@ def _split(label: str) -> tuple[str, dict[str, Any]]:
             known = ", ".join((*_MORE, *OPTIONS))
             raise ConfigError(f"{label}: {pair!r} is no option: must be KEY=VALUE of {known}")
         try:
-            if key in _MORE:
-                field, value = _MORE[key][0], _MORE[key][1](value)
-            else:
-                field, value = read_option(key, value)
+            field, found = _MORE[key](value) if key in _MORE else read_option(key, value)
         except ConfigError as error:
             raise ConfigError(f"{label}: {error}") from None
         if field in options:
             raise ConfigError(f"{label}: {key} is given twice")
-        options[field] = value
+        options[field] = found
     return name, options
 
 
