@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..eval.cli import main as evaluate
+from ..eval.report import make_report
 from ..eval.report_cli import report_command
+from ..eval.results import read_results
 
 BUDGETS = (96, 128, 160, 200, 256, 320)
 METHODS = (
@@ -95,6 +97,24 @@ def comparisons(n_problems: int, n_parts: int) -> dict[str, Comparison]:
     }
 
 
+def matrix(results: Path, baseline: str | None = None) -> str:
+    """Return accuracies in percent as Markdown, a row per method, a column per budget.
+
+    A star: the paired difference to the baseline (uniform R-KV at the same budget) has p < 0.05.
+    """
+    report = make_report([read_results(results)], baseline)
+    budgets = sorted({arm.budget for arm in report.arms})
+    cells: dict[str, dict[int, str]] = {}
+    for arm in report.arms:
+        star = " *" if arm.difference is not None and arm.difference.p < 0.05 else ""
+        cells.setdefault(arm.method, {})[arm.budget] = f"{100 * arm.accuracy.value:.1f}{star}"
+    lines = ["| method | " + " | ".join(str(b) if b else "full cache" for b in budgets) + " |"]
+    lines.append("|---|" + "---:|" * len(budgets))
+    for method, row in cells.items():
+        lines.append(f"| `{method}` | " + " | ".join(row.get(b, "") for b in budgets) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def run(folder: Path, plan: Mapping[str, Comparison], n_jobs: int) -> None:
     """Run comparisons in `n_jobs` processes; write NAME.jsonl, NAME.md, NAME.csv and NAME.svg."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +129,8 @@ def run(folder: Path, plan: Mapping[str, Comparison], n_jobs: int) -> None:
         for kind, suffix in (("markdown", "md"), ("csv", "csv"), ("plot", "svg")):
             outputs += [f"--{kind}", str(folder / f"{name}.{suffix}")]
         report_command.main(outputs, standalone_mode=False)
+        text = matrix(Path(results))
+        (folder / f"{name}-matrix.md").write_text(text, encoding="utf-8")
         print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 
 
