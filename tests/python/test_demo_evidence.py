@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 
 import pytest
 
-from py_reasonalloc.demo import evidence
+from py_reasonalloc import ReasonLlama
+from py_reasonalloc.demo import autopsy, evidence
+from py_reasonalloc.demo.problems import generate_problem
+from py_reasonalloc.demo.vocab import decode, encode
+from py_reasonalloc.eval.methods import Arm
 from py_reasonalloc.eval.results import read_results
 
 
@@ -18,6 +23,36 @@ def test_equal_bytes_are_equal() -> None:
         size = evidence.ELEMENT_BYTES[label.partition("kv=")[2]]
         wanted = ([96, 160][i // 3] + evidence.BUFFER) * 2.0
         assert wanted - size < (int(budget) + evidence.BUFFER) * size <= wanted
+
+
+def test_places_of_a_gold_chain() -> None:
+    kinds: Counter[str] = Counter()
+    for index in range(20):
+        chain = generate_problem(7, index, 2).chain
+        ids, n_recalled = encode(chain), chain.count("as we found before")
+        found = list(autopsy.places(chain))
+        assert len(found) == len(ids)
+        for token, place in zip(ids, found):
+            kinds[place.kind] += 1
+            if place.source >= 0:  # it was stated there, and is the same value
+                assert place.kind.startswith("value") and ids[place.source] == token
+            if place.kind == "sign":
+                assert decode([token]) in (" plus", " minus")
+        assert n_recalled <= sum(place.kind == "value found before" for place in found)
+        assert sum(place.kind == "sum" for place in found) == 2 * chain.count("Check:")
+    assert min(kinds[kind] for kind in (*autopsy._KINDS, "other")) >= 20
+
+
+def test_autopsy_of_a_cache_that_holds_everything(demo_model, capsys) -> None:
+    problem = generate_problem(40_000, 0, 1)
+    report = autopsy.Autopsy()
+    with ReasonLlama(demo_model, 600, buffer=16, n_threads=1) as llama:
+        report.examine(llama, problem)
+    assert report.n_exact + report.wrong.total() == 1
+    assert len(report.held[True]) > 0
+    assert all((shares == 1.0).all() for held in report.held.values() for shares in held)
+    report.show(Arm("rkv", 600))
+    assert "of 1 chains" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""MATH-500 and AIME-24 through the real command, on a small random model: it scores 0.
+
+What is shown: loading, prompts and chat template, judging, resuming, the report. The files are in
+the folder that REASONALLOC_DATA_DIR names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from gguf_factory import CHAT_TEMPLATE
+from test_eval_cli import run
+
+from py_reasonalloc.eval.answers import judge_for
+from py_reasonalloc.eval.datasets import load_dataset
+from py_reasonalloc.eval.results import read_results
+from py_reasonalloc.modelfile import encode_prompt, open_vocabulary
+
+pytest.importorskip("math_verify", reason="math-verify is not installed")
+
+
+@pytest.mark.parametrize("name", ["math500", "aime24"])
+def test_end_to_end(make_gguf, tmp_path, name) -> None:
+    folder = os.environ.get("REASONALLOC_DATA_DIR", "")
+    data = Path(folder) / f"{name}.jsonl"
+    if not folder or not data.is_file():
+        pytest.skip(f"REASONALLOC_DATA_DIR names no folder with {name}.jsonl")
+    model = make_gguf(chat_template=CHAT_TEMPLATE, n_ctx_train=8192)
+    path = tmp_path / "results.jsonl"
+    command = [model, "--dataset", name, "--data", data, "-o", path, "--limit", 3]
+    command += ["--methods", "full,rkv,random", "--budgets", 64, "--buffer", 32]
+    command += ["--max-tokens", 80, "--samples", 2, "--threads", 1, "--keep-texts"]
+    code, out, err = run(*command)
+    assert code == 0, err
+    rows = read_results(path).rows
+    assert len(rows) == 3 * 3 * 2 and name in out
+    assert not any(row.correct for row in rows)
+
+    dataset = load_dataset(name, path=data)
+    with open_vocabulary(model) as vocabulary:
+        for problem, prompt in zip(dataset.problems[:3], dataset.prompts):
+            assert problem.question in prompt and "\\boxed{}" in prompt
+            n_prompt = len(encode_prompt(vocabulary, prompt))
+            assert n_prompt > len(encode_prompt(vocabulary, prompt, raw=True))  # the template
+            found = [row for row in rows if row.problem == problem.key]
+            assert {row.n_prompt for row in found} == {n_prompt}
+            assert {row.gold for row in found} == {problem.answer}
+    assert len({row.text for row in rows if row.method == "full"}) == 6  # samples differ
+    assert all((row.n_evicted > 0) == (row.budget > 0) for row in rows)
+
+    before = path.read_bytes()
+    assert run(*command)[0] == 0  # nothing is left to do
+    assert path.read_bytes() == before
+    judge = judge_for(name)
+    for problem in dataset.problems[:3]:
+        text = f"<think>Hmm.</think> The answer is $\\boxed{{{problem.answer}}}$."
+        assert judge(text, problem.answer).correct
