@@ -45,16 +45,23 @@ void ra_softmax(int32_t n, float * x);
  * padding. kernel odd. dst must not overlap src. */
 void ra_max_pool(int32_t n, int32_t kernel, const float * src, float * dst);
 
+/* out[j] = sum over i of unit_i . unit_j, i = j included: sums of cosines in linear time.
+ *   unit [n_kv, head_dim]  keys of a head, normalised
+ *   sum  [head_dim]        scratch */
+void ra_key_cos_sums(int32_t n_kv, int32_t head_dim, const float * unit, float * sum, float * out);
+
 /* One pass of the redundancy of R-KV (arXiv:2505.24133, sec. 3) over a block of rows of the cosine
- * matrix of one head's keys.
- *   cos  [n_rows, n_kv]  cosines of keys i0 .. i0 + n_rows - 1 with all n_kv keys
- *   acc  [n_kv]          in/out: sums over the rows seen so far
- * For row i the diagonal counts 0, and so does the most recent other token whose cosine exceeds
+ * matrix of one head's keys, of which only the upper triangle is read. Blocks come newest first:
+ * i0 + n_rows is n_kv in the first one, and the i0 of the block before in each other.
+ *   cos   cos[r * stride + c] is the cosine of keys i0 + r and i0 + c, c in [r, n_kv - i0)
+ *   acc   [n_kv] in/out: ra_key_cos_sums() before the first block
+ *   open  [n_kv] in/out: the *n_open tokens that are like no token seen so far; none at first
+ * Of row i, the diagonal counts 0, and so does the most recent other token whose cosine exceeds
  * threshold: the newest of a group of look-alikes is not charged by it and survives.
  * After all rows, acc[j] / n_kv is the mean similarity of token j. Differs from the authors' code:
  * where no token exceeds the threshold, theirs zeroes column 0; ours nothing. */
-void ra_key_sim_rows(int32_t n_kv, int32_t i0, int32_t n_rows, const float * cos, float threshold,
-                     float * acc);
+void ra_key_sim_rows(int32_t n_kv, int32_t i0, int32_t n_rows, const float * cos, int32_t stride,
+                     float threshold, float * acc, int32_t * open, int32_t * n_open);
 
 #ifdef __cplusplus
 }

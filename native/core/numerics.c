@@ -32,20 +32,77 @@ void ra_max_pool(int32_t n, int32_t kernel, const float * src, float * dst) {
     }
 }
 
-void ra_key_sim_rows(int32_t n_kv, int32_t i0, int32_t n_rows, const float * cos, float threshold,
-                     float * acc) {
-    for (int32_t r = 0; r < n_rows; ++r) {
-        const int32_t i   = i0 + r;
-        const float * row = cos + (size_t) r * (size_t) n_kv;
-        for (int32_t j = 0; j < n_kv; ++j) {
-            acc[j] += row[j];
+/* eight running sums, so that compilers may use vector registers */
+static float ra_dot_lanes(int32_t n, const float * a, const float * b) {
+    float   lane[8] = { 0.0f };
+    int32_t i       = 0;
+    for (; i + 8 <= n; i += 8) {
+        for (int32_t k = 0; k < 8; ++k) {
+            lane[k] += a[i + k] * b[i + k];
         }
-        acc[i] -= row[i];
-        for (int32_t j = n_kv - 1; j >= 0; --j) {
-            if (j != i && row[j] > threshold) {
-                acc[j] -= row[j];
-                break;
+    }
+    for (; i < n; ++i) {
+        lane[0] += a[i] * b[i];
+    }
+    return ((lane[0] + lane[4]) + (lane[1] + lane[5])) +
+           ((lane[2] + lane[6]) + (lane[3] + lane[7]));
+}
+
+void ra_key_cos_sums(int32_t n_kv, int32_t head_dim, const float * unit, float * sum, float * out) {
+    for (int32_t d = 0; d < head_dim; ++d) {
+        sum[d] = 0.0f;
+    }
+    for (int32_t i = 0; i < n_kv; ++i) {
+        const float * u = unit + (size_t) i * (size_t) head_dim;
+        for (int32_t d = 0; d < head_dim; ++d) {
+            sum[d] += u[d];
+        }
+    }
+    for (int32_t j = 0; j < n_kv; ++j) {
+        out[j] = ra_dot_lanes(head_dim, unit + (size_t) j * (size_t) head_dim, sum);
+    }
+}
+
+/* last i with x[i] > threshold, or -1 */
+static int32_t ra_last_above(int32_t n, const float * x, float threshold) {
+    for (; n >= 32; n -= 32) {
+        int32_t n_above = 0;
+        for (int32_t k = n - 32; k < n; ++k) {
+            n_above += x[k] > threshold;
+        }
+        if (n_above > 0) {
+            break;
+        }
+    }
+    while (n > 0 && !(x[n - 1] > threshold)) {
+        --n;
+    }
+    return n - 1;
+}
+
+void ra_key_sim_rows(int32_t n_kv, int32_t i0, int32_t n_rows, const float * cos, int32_t stride,
+                     float threshold, float * acc, int32_t * open, int32_t * n_open) {
+    for (int32_t r = n_rows - 1; r >= 0; --r) {
+        const int32_t i    = i0 + r;
+        const float * row  = cos + (size_t) r * (size_t) stride; /* row[j - i0] is key j's */
+        const int32_t last = i + 1 + ra_last_above(n_kv - i - 1, row + r + 1, threshold);
+        acc[i] -= row[r];
+        if (last == i) { /* like no newer token */
+            open[(*n_open)++] = i;
+            continue;
+        }
+        acc[last] -= row[last - i0];
+        /* for newer tokens that were like none so far, i is the most recent one */
+        int32_t n_left = 0;
+        for (int32_t k = 0; k < *n_open; ++k) {
+            const float alike = row[open[k] - i0];
+            open[n_left]      = open[k];
+            if (alike > threshold) {
+                acc[i] -= alike;
+            } else {
+                ++n_left;
             }
         }
+        *n_open = n_left;
     }
 }

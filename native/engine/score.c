@@ -12,29 +12,32 @@ static float ra_dot(int32_t n, const float * a, const float * b) {
     return (float) sum;
 }
 
-/* key_sim and key_cos [n_kv] from raw keys; row is scratch [n_kv], norm scratch [n_kv] */
+/* key_sim and key_cos [n_kv] from raw keys; scratch: row and open [n_kv],
+ * unit [n_kv, head_dim], sum [head_dim] */
 static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k, float threshold,
-                                 float * norm, float * row, float * out, float * key_cos) {
+                                 float * row, float * unit, float * sum, int32_t * open,
+                                 float * key_sim, float * key_cos) {
+    const size_t n = (size_t) head_dim;
     for (int32_t i = 0; i < n_kv; ++i) {
-        const float * ki = k + (size_t) i * (size_t) head_dim;
-        norm[i]          = sqrtf(ra_dot(head_dim, ki, ki));
-        norm[i]          = norm[i] > 1e-8f ? norm[i] : 1e-8f;
-        out[i]           = 0.0f;
-        key_cos[i]       = 0.0f;
-    }
-    for (int32_t i = 0; i < n_kv; ++i) {
-        for (int32_t j = 0; j < n_kv; ++j) {
-            row[j] = ra_dot(head_dim, k + (size_t) i * (size_t) head_dim,
-                            k + (size_t) j * (size_t) head_dim) /
-                     (norm[i] * norm[j]);
-        }
-        ra_key_sim_rows(n_kv, i, 1, row, threshold, out);
-        for (int32_t j = 0; j < n_kv; ++j) {
-            key_cos[j] += row[j] / (float) n_kv;
+        const float * ki   = k + (size_t) i * n;
+        const float   norm = sqrtf(ra_dot(head_dim, ki, ki));
+        for (size_t d = 0; d < n; ++d) {
+            unit[(size_t) i * n + d] = ki[d] / (norm > 1e-8f ? norm : 1e-8f);
         }
     }
+    ra_key_cos_sums(n_kv, head_dim, unit, sum, key_sim);
     for (int32_t i = 0; i < n_kv; ++i) {
-        out[i] /= (float) n_kv;
+        key_cos[i] = key_sim[i] / (float) n_kv;
+    }
+    int32_t n_open = 0;
+    for (int32_t i = n_kv - 1; i >= 0; --i) {
+        for (int32_t j = i; j < n_kv; ++j) {
+            row[j - i] = ra_dot(head_dim, unit + (size_t) j * n, unit + (size_t) i * n);
+        }
+        ra_key_sim_rows(n_kv, i, 1, row, n_kv, threshold, key_sim, open, &n_open);
+    }
+    for (int32_t i = 0; i < n_kv; ++i) {
+        key_sim[i] /= (float) n_kv;
     }
 }
 
@@ -76,8 +79,12 @@ ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, i
                         n_kv, head_dim, n_group, n_obs);
     }
     const size_t n_rows = (size_t) n_obs * (size_t) n_group;
-    float *      buf    = ra_calloc((size_t) n_kv * (n_rows + 7), sizeof(*buf));
-    if (buf == NULL) {
+    const size_t n_keys = (size_t) (n_kv + 1) * (size_t) head_dim;
+    float *      buf    = ra_calloc((size_t) n_kv * (n_rows + 7) + n_keys, sizeof(*buf));
+    int32_t *    open   = ra_calloc((size_t) n_kv, sizeof(*open));
+    if (buf == NULL || open == NULL) {
+        ra_free(buf);
+        ra_free(open);
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring %d tokens", n_kv);
     }
     float * key_sim = buf;
@@ -86,6 +93,8 @@ ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, i
     float * before  = buf + 5 * (size_t) n_kv;
     float * after   = buf + 6 * (size_t) n_kv;
     float * logits  = buf + 7 * (size_t) n_kv;
+    float * unit    = logits + n_rows * (size_t) n_kv;
+    float * sum     = unit + (size_t) n_kv * (size_t) head_dim;
     for (size_t r = 0; r < n_rows; ++r) {
         for (int32_t j = 0; j < n_kv; ++j) {
             logits[r * (size_t) n_kv + (size_t) j] =
@@ -93,7 +102,7 @@ ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, i
                 ra_dot(head_dim, q + r * (size_t) head_dim, k + (size_t) j * (size_t) head_dim);
         }
     }
-    ra_key_sim_from_keys(n_kv, head_dim, k, cfg->sim_threshold, work, work + n_kv, key_sim,
+    ra_key_sim_from_keys(n_kv, head_dim, k, cfg->sim_threshold, work, unit, sum, open, key_sim,
                          key_cos);
     for (int32_t i = 0; i < n_kv; ++i) {
         before[i] = after[i] = state != NULL ? state[i] : NAN;
@@ -122,5 +131,6 @@ ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, i
         state_out[i] = after[i];
     }
     ra_free(buf);
+    ra_free(open);
     return RA_STATUS_OK;
 }

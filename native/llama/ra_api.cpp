@@ -151,10 +151,6 @@ ra_status ra_configure_next(const ra_config * cfg) {
     return st;
 }
 
-[[noreturn]] static void ra_throw_last() {
-    throw std::runtime_error(std::string("ReasonAlloc: ") + ra_last_error());
-}
-
 bool ra_memory_wanted(const llama_model & model, const llama_memory_params & params,
                       const llama_cparams & cparams) {
     if (!pending.is_set) {
@@ -208,7 +204,7 @@ llama_memory_i * ra_memory_require(const llama_model & model, llama_memory_i * m
 // a context with a budget
 // ---------------------------------------------------------------------------------------------
 
-static ra_memory * ra_memory_of(const llama_context * ctx) {
+ra_memory * ra_memory_of(const llama_context * ctx) {
     return ctx == nullptr ? nullptr : dynamic_cast<ra_memory *>(ctx->get_memory());
 }
 

@@ -51,6 +51,24 @@ static const ra_memory_context * ra_context_of(const llama_memory_context_i * mc
     return dynamic_cast<const ra_memory_context *>(mctx);
 }
 
+// the graph input for a rotation; NULL without one
+static ggml_tensor * ra_new_rotation(ggml_context * ctx, const char * name,
+                                     const ra_rotation & rot) {
+    if (rot.n == 0) {
+        return nullptr;
+    }
+    ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rot.n, rot.n);
+    ggml_set_name(t, name);
+    ggml_set_input(t);
+    return t;
+}
+
+static void ra_set_rotation(ggml_tensor * t, const ra_rotation & rot) {
+    if (t != nullptr && t->buffer != nullptr) {
+        ggml_backend_tensor_set(t, rot.values.data(), 0, ggml_nbytes(t));
+    }
+}
+
 ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_context * mctx)
     : llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), ra_mctx(mctx),
       n_tokens((int32_t) graph.n_tokens), layout(mctx->worst_case() ? 0 : mctx->memory()->layout),
@@ -80,16 +98,8 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_
         ggml_set_name(window, "ra_window");
         ggml_set_input(window);
     }
-    if (mem->n_rot_k > 0) {
-        self_k_rot = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, mem->n_rot_k, mem->n_rot_k);
-        ggml_set_name(self_k_rot, "attn_inp_k_rot");
-        ggml_set_input(self_k_rot);
-    }
-    if (mem->n_rot_v > 0) {
-        self_v_rot = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, mem->n_rot_v, mem->n_rot_v);
-        ggml_set_name(self_v_rot, "attn_inp_v_rot");
-        ggml_set_input(self_v_rot);
-    }
+    self_k_rot = ra_new_rotation(graph.ctx0, "attn_inp_k_rot", mem->rot_k);
+    self_v_rot = ra_new_rotation(graph.ctx0, "attn_inp_v_rot", mem->rot_v);
 }
 
 bool ra_graph_input::can_reuse(const llm_graph_params & params) {
@@ -104,25 +114,6 @@ bool ra_graph_input::can_reuse(const llm_graph_params & params) {
     }
     ra_mctx = next;
     return true;
-}
-
-// Sylvester's Hadamard matrix, scaled to be orthogonal, as the stock cache uses it
-static void ra_fill_hadamard(ggml_tensor * t) {
-    if (t == nullptr || t->buffer == nullptr) {
-        return;
-    }
-    const int64_t      n = t->ne[0];
-    std::vector<float> data(size_t(n * n));
-    for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < n; ++j) {
-            bool odd = false;
-            for (int64_t bits = i & j; bits != 0; bits &= bits - 1) {
-                odd = !odd;
-            }
-            data[size_t(i * n + j)] = (odd ? -1.0f : 1.0f) / std::sqrt(float(n));
-        }
-    }
-    ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
 }
 
 template <typename T>
@@ -170,8 +161,8 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
                          -INFINITY);
         }
     }
-    ra_fill_hadamard(self_k_rot);
-    ra_fill_hadamard(self_v_rot);
+    ra_set_rotation(self_k_rot, mem->rot_k);
+    ra_set_rotation(self_v_rot, mem->rot_v);
 }
 
 ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {

@@ -6,6 +6,7 @@
 #include "ra_scorer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -13,8 +14,19 @@
 // construction
 // ---------------------------------------------------------------------------------------------
 
-static void ra_throw_last() {
-    throw std::runtime_error(std::string("ReasonAlloc: ") + ra_last_error());
+// Sylvester's Hadamard matrix, scaled to be orthogonal, as the stock cache uses it
+static ra_rotation ra_hadamard(int32_t n) {
+    ra_rotation rot{ n, {} };
+    for (int32_t i = 0; i < n; ++i) {
+        for (int32_t j = 0; j < n; ++j) {
+            bool odd = false;
+            for (int32_t bits = i & j; bits != 0; bits &= bits - 1) {
+                odd = !odd;
+            }
+            rot.values.push_back((odd ? -1.0f : 1.0f) / std::sqrt(float(n)));
+        }
+    }
+    return rot;
 }
 
 ra_memory::ra_memory(const llama_model & model, const llama_memory_params & params,
@@ -39,13 +51,15 @@ ra_memory::ra_memory(const llama_model & model, const llama_memory_params & para
     const bool   disabled = off != nullptr && atoi(off) != 0;
     if (!disabled && !hparams.is_n_embd_k_gqa_variable() && ggml_is_quantized(params.type_k) &&
         hparams.n_embd_head_k() % 64 == 0) {
-        for (n_rot_k = 64; hparams.n_embd_head_k() % (2 * n_rot_k) == 0;) {
-            n_rot_k *= 2;
+        int32_t n = 64;
+        while (hparams.n_embd_head_k() % uint32_t(2 * n) == 0) {
+            n *= 2;
         }
+        rot_k = ra_hadamard(n);
     }
     if (!disabled && !hparams.is_n_embd_v_gqa_variable() && ggml_is_quantized(params.type_v) &&
         hparams.n_embd_head_v() % 64 == 0) {
-        n_rot_v = 64;
+        rot_v = ra_hadamard(64);
     }
     LLAMA_LOG_INFO("%s: budget %d + buffer %d tokens per head, policy %s, KV %.2f MiB\n", __func__,
                    made->settings.cfg.budget, made->settings.cfg.buffer,

@@ -7,6 +7,7 @@
 #include "llama-hparams.h"
 #include "llama-memory.h"
 #include "llama-model.h"
+#include "ra_debug.h"
 
 #include <memory>
 #include <stdexcept>
@@ -14,6 +15,11 @@
 #include <vector>
 
 class ra_scorer;
+
+// std::runtime_error with the thread's last error
+[[noreturn]] inline void ra_throw_last() {
+    throw std::runtime_error(std::string("ReasonAlloc: ") + ra_last_error());
+}
 
 // the tensors of one layer with attention
 struct ra_tensors {
@@ -23,6 +29,12 @@ struct ra_tensors {
     int32_t       n_head    = 0;
     int32_t       n_head_kv = 0;
     float         kq_scale  = 0.0f; // as the model's graph applies it
+};
+
+// a Hadamard rotation of rows, in blocks of n values; n = 0: none
+struct ra_rotation {
+    int32_t            n = 0;
+    std::vector<float> values; // [n, n]
 };
 
 struct ra_cache_deleter {
@@ -88,6 +100,9 @@ class ra_memory : public llama_memory_i {
 
     int64_t compress_us = 0;
 
+    ra_debug_node_cb watch      = nullptr;
+    void *           watch_user = nullptr;
+
     // used by the graph (ra_graph.cpp)
 
     const llama_hparams &   hparams;
@@ -95,8 +110,8 @@ class ra_memory : public llama_memory_i {
     uint64_t                layout       = 1;     // changes whenever rows move or segments change
     int32_t                 n_since      = 0;     // tokens appended since `layout` changed
     bool                    needs_window = false; // the policy wants attention logits
-    int32_t                 n_rot_k      = 0; // size of the Hadamard rotation of Q and K; 0: none
-    int32_t                 n_rot_v      = 0;
+    ra_rotation             rot_k;                // of Q and K
+    ra_rotation             rot_v;
 
   private:
     void add_layers(const llama_model & model, const llama_memory_params & params, bool offload);
@@ -162,3 +177,6 @@ class ra_memory_context : public llama_memory_context_i {
     size_t                    i_cur         = 0;
     std::vector<llama_ubatch> ubatches;
 };
+
+// the cache of a context; NULL if it is not ours
+ra_memory * ra_memory_of(const llama_context * ctx);

@@ -1,5 +1,5 @@
 // ra_scorer.h - the products that policies need (Q.K of the window, K.K), computed with ggml on the
-// backends of the context, one layer at a time
+// backends of the context: one graph per layer, or as many as the scratch asks for
 #pragma once
 
 #include "ra_memory.h"
@@ -19,34 +19,56 @@ class ra_scorer {
     int64_t bytes() const;
 
   private:
-    enum job_kind { JOB_LOGITS, JOB_COSINES, JOB_VALUE_NORMS };
+    enum job_kind { JOB_LOGITS, JOB_COS_SUMS, JOB_COSINES, JOB_VALUE_NORMS };
 
-    // one product of one head; of the cosine matrix a block of rows
+    // one result for one head
     struct job {
-        job_kind      kind;
-        int32_t       ih;
-        int32_t       row0;
-        int32_t       n_rows;
-        ggml_tensor * out;
+        job_kind kind;
+        int32_t  ih;
+        int32_t  n_kv;
+        int32_t  row0;   // cosines: rows [row0, row0 + n_rows) of the matrix, columns [row0, n_kv)
+        int32_t  n_rows; // (it is symmetric)
+
+        ggml_tensor * out    = nullptr; // f32
+        int64_t       skip   = 0;       // values of `out` before the first one wanted
+        int64_t       stride = 0;       // values of `out` per row
     };
 
-    ra_status compute_layer(int32_t il, uint32_t needs, int32_t n_obs);
-    void      list_jobs(int32_t il, uint32_t needs, std::vector<job> & jobs) const;
+    // what the jobs of a graph share, made when first asked for
+    struct shared {
+        ggml_tensor * keys        = nullptr; // [head_dim_k, n_slots] f32, until `unit` is made
+        ggml_tensor * unit        = nullptr; // the same normalised, in the same memory
+        ggml_tensor * queries     = nullptr; // [head_dim_k, n_group, n_ring, n_head_kv] f32
+        ggml_tensor * value_norms = nullptr; // [1, n_slots] f32
+    };
+
+    void          reserve(uint32_t needs, bool measure);
+    size_t        most_job_bytes(int32_t il, uint32_t needs) const;
+    void          list_jobs(const int32_t * n_kv, int32_t n_head_kv, uint32_t needs);
+    size_t        job_bytes(int32_t il, const job & j) const;
+    ggml_cgraph * new_graph();
+    ggml_tensor * keys_of(int32_t il, shared & s);
+    ggml_tensor * unit_of(int32_t il, shared & s);
+    ggml_tensor * queries_of(int32_t il, shared & s);
+    ggml_tensor * value_norms_of(int32_t il, shared & s);
+    void          add_job(int32_t il, shared & s, job & j);
     // builds the graph of jobs [begin, return value), as many as fit the scratch
-    size_t        build(int32_t il, std::vector<job> & jobs, size_t begin, ggml_cgraph ** gf);
+    size_t        build(int32_t il, size_t begin, ggml_cgraph ** gf);
+    ra_status     compute_layer(int32_t il, uint32_t needs, int32_t n_obs);
     void          read(int32_t il, const job & j, int32_t n_obs);
     void          read_logits(int32_t il, const job & j, int32_t n_obs);
-    void          read_cosines(int32_t il, const job & j);
-    const float * fetch(const ggml_tensor * t);
+    void          read_cos_sums(int32_t il, const job & j);
+    void          read_cosines(const job & j);
+    const float * fetch(const ggml_tensor * t, int64_t begin, int64_t n);
 
     const ra_memory & mem;
-
-    bool one_by_one = false; // a graph holds the jobs of one head only
 
     ggml_backend_sched_ptr sched;
     std::vector<size_t>    measured; // bytes per backend, where nothing was reserved
     std::vector<uint8_t>   meta;     // tensor structs of a graph
     ggml_context_ptr       ctx;
+    std::vector<job>       jobs;        // of the layer at hand
+    size_t                 max_out = 0; // bytes of the results of one graph
 
     std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
     std::vector<size_t> logits_at; // [n_head_kv] offset into logits
@@ -57,5 +79,9 @@ class ra_scorer {
     std::vector<float>  value_norm;
     std::vector<size_t> tokens_at; // [n_head_kv] offset into these
 
-    std::vector<float> staging; // rows read back from a device
+    std::vector<float>   dim_sum; // [head_dim_k] scratch of ra_key_cos_sums()
+    std::vector<int32_t> open;    // [n_slots] state of ra_key_sim_rows() within a head
+    int32_t              n_open = 0;
+
+    std::vector<float> staging; // values read back from a device
 };

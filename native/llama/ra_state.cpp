@@ -64,7 +64,7 @@ template <typename T> static T ra_read(llama_io_read_i & io) {
 static ra_state_header ra_header_of(const ra_memory & mem) {
     const ra_cache * c = mem.state();
     return { RA_STATE_MAGIC, RA_STATE_VERSION,         c->n_layer,  c->settings.cfg.buffer,
-             c->n_ring,      mem.needs_window ? 1 : 0, mem.n_rot_k, mem.n_rot_v };
+             c->n_ring,      mem.needs_window ? 1 : 0, mem.rot_k.n, mem.rot_v.n };
 }
 
 static ra_state_layer ra_layer_of(const ra_layer & l, const ra_tensors & t) {

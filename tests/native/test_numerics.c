@@ -83,31 +83,51 @@ static void test_max_pool(void) {
     }
 }
 
+/* all rows in blocks of n_rows, the first one (the newest tokens) in what is left over */
+static void sim_in_blocks(int32_t n, int32_t n_rows, const float * cos, float threshold,
+                          float * acc) {
+    int32_t open[N_MAX];
+    int32_t n_open = 0;
+    for (int32_t j = 0; j < n; ++j) {
+        acc[j] = 0.0f;
+        for (int32_t i = 0; i < n; ++i) {
+            acc[j] += cos[i * n + j];
+        }
+    }
+    for (int32_t end = n; end > 0;) {
+        const int32_t i0 = (end - 1) / n_rows * n_rows;
+        ra_key_sim_rows(n, i0, end - i0, cos + i0 * n + i0, n, threshold, acc, open, &n_open);
+        end = i0;
+    }
+}
+
 /* Keys 0 and 2 look alike (0.9). Row 0: its newest look-alike 2 is not charged. Row 1: 2 is alike by
- * 0.6. Row 2: 0 is the newest other one above 0.5. The column sums are what is left. */
+ * 0.6. Row 2: 1 is the newest other one above 0.5. The column sums are what is left. */
 static void test_key_sim_by_hand(void) {
     const float cos[9] = {
         1.0f, 0.2f, 0.9f, /* */
         0.2f, 1.0f, 0.6f, /* */
         0.9f, 0.6f, 1.0f,
     };
-    float acc[3] = { 0.0f, 0.0f, 0.0f };
-    ra_key_sim_rows(3, 0, 3, cos, 0.5f, acc);
-    CHECK_NEAR(acc[0], 0.2 + 0.9, 1e-6);
-    CHECK_NEAR(acc[1], 0.2, 1e-6);
-    CHECK_NEAR(acc[2], 0.0, 1e-6);
+    for (int32_t n_rows = 1; n_rows <= 3; ++n_rows) {
+        float acc[3];
+        sim_in_blocks(3, n_rows, cos, 0.5f, acc);
+        CHECK_NEAR(acc[0], 0.2 + 0.9, 1e-6);
+        CHECK_NEAR(acc[1], 0.2, 1e-6);
+        CHECK_NEAR(acc[2], 0.0, 1e-6);
+    }
 
     /* the threshold itself is not above it, and nothing above it leaves all columns alone */
     const float flat[4] = { 1.0f, 0.5f, 0.5f, 1.0f };
-    float       sum[2]  = { 0.0f, 0.0f };
-    ra_key_sim_rows(2, 0, 2, flat, 0.5f, sum);
+    float       sum[2];
+    sim_in_blocks(2, 2, flat, 0.5f, sum);
     CHECK_NEAR(sum[0], 0.5, 1e-7);
     CHECK_NEAR(sum[1], 0.5, 1e-7);
 
     /* a lone key has no other */
-    const float one[1]   = { 1.0f };
-    float       alone[1] = { 0.0f };
-    ra_key_sim_rows(1, 0, 1, one, -1.0f, alone);
+    const float one[1] = { 1.0f };
+    float       alone[1];
+    sim_in_blocks(1, 1, one, -1.0f, alone);
     CHECK_NEAR(alone[0], 0.0, 0.0);
 }
 
@@ -127,25 +147,46 @@ static void naive_key_sim(int32_t n, const float * cos, float threshold, double 
 }
 
 static void test_key_sim_random_blocks(void) {
-    enum { N = 24 };
-    for (int32_t round = 0; round < 200; ++round) {
-        const int32_t n         = ra_test_int(1, N + 1);
-        const float   threshold = ra_test_float();
-        float         cos[N * N];
-        float         acc[N] = { 0.0f };
-        double        want[N];
-        for (int32_t i = 0; i < n * n; ++i) {
-            /* coarse values, so that many equal the threshold or one another */
-            cos[i] = round % 2 == 0 ? ra_test_float() : 0.25f * (float) ra_test_int(-4, 5);
+    for (int32_t round = 0; round < 300; ++round) {
+        const int32_t n         = ra_test_int(1, round % 3 == 0 ? N_MAX : 24);
+        const float   threshold = round % 5 == 0 ? 0.99f : ra_test_float();
+        static float  cos[N_MAX * N_MAX];
+        float         acc[N_MAX];
+        double        want[N_MAX];
+        for (int32_t i = 0; i < n; ++i) {
+            for (int32_t j = i; j < n; ++j) {
+                /* coarse values, so that many equal the threshold or one another */
+                cos[i * n + j] =
+                    round % 2 == 0 ? ra_test_float() : 0.25f * (float) ra_test_int(-4, 5);
+                cos[j * n + i] = cos[i * n + j];
+            }
         }
-        for (int32_t i = 0; i < n;) {
-            const int32_t n_rows = ra_test_int(1, n - i + 1);
-            ra_key_sim_rows(n, i, n_rows, cos + i * n, threshold, acc);
-            i += n_rows;
-        }
+        sim_in_blocks(n, ra_test_int(1, n + 1), cos, threshold, acc);
         naive_key_sim(n, cos, threshold, want);
         for (int32_t j = 0; j < n; ++j) {
-            CHECK_NEAR(acc[j], want[j], 1e-5);
+            CHECK_NEAR(acc[j], want[j], 1e-4);
+        }
+    }
+}
+
+static void test_key_cos_sums(void) {
+    enum { D_MAX = 37 };
+    for (int32_t round = 0; round < 50; ++round) {
+        const int32_t n = ra_test_int(1, N_MAX);
+        const int32_t d = ra_test_int(1, D_MAX + 1);
+        static float  unit[N_MAX * D_MAX];
+        float         sum[D_MAX];
+        float         out[N_MAX];
+        for (int32_t i = 0; i < n * d; ++i) {
+            unit[i] = ra_test_float() / sqrtf((float) d);
+        }
+        ra_key_cos_sums(n, d, unit, sum, out);
+        for (int32_t j = 0; j < n; ++j) {
+            double want = 0.0;
+            for (int32_t i = 0; i < n * d; ++i) {
+                want += (double) unit[i] * (double) unit[j * d + i % d];
+            }
+            CHECK_NEAR(out[j], want, 1e-4);
         }
     }
 }
@@ -157,5 +198,6 @@ int main(void) {
     test_max_pool();
     test_key_sim_by_hand();
     test_key_sim_random_blocks();
+    test_key_cos_sums();
     return ra_test_result();
 }

@@ -65,6 +65,8 @@ class Engine:
         For both prompt and decoding; tiny models are fastest with one.
     config : dict
         Further fields of ra_config; tables are given as lists.
+    cb_eval : ggml_backend_sched_eval_callback or None
+        As in llama_context_params.
     """
 
     path: Path | str
@@ -76,6 +78,7 @@ class Engine:
     n_ubatch: int = 512
     n_threads: int = 1
     config: dict[str, Any] = field(default_factory=dict)
+    cb_eval: Any = None
 
     def __post_init__(self) -> None:
         self.n_pos = 0
@@ -99,6 +102,8 @@ class Engine:
         params.type_k = params.type_v = KV_TYPES[self.kv]
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = 1 if self.flash_attn else 0
+        if self.cb_eval is not None:
+            params.cb_eval = self.cb_eval
         if self.budget is not None:
             c.check(c.ra_configure_next(ctypes.byref(self._config())))
         return lib.llama_init_from_model(self.model, params)

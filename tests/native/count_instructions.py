@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Instructions of a decode step and of a compression, counted by callgrind: repeatable anywhere.
+
+    python tests/native/count_instructions.py [--heads uniform] [--budget 240] [--buffer 16]
+
+decodes the demo model on one thread with the installed package and prints instructions per decode
+step (without compressions), per compression, and the share of compressions. Needs valgrind, and a
+build without AVX-512 (the default one). The same library gives the same numbers to within 0.1%;
+compare numbers of one compiler and one set of CPU options only. About a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+N_COMPRESSIONS = 4
+
+
+def decode(args: argparse.Namespace, n_steps: int) -> None:
+    """What is counted: fill every segment with a prompt, then decode one token at a time."""
+    sys.path.insert(0, str(ROOT / "tests" / "python"))
+    from engine import Engine
+
+    from py_reasonalloc.cli import DEMO_MODEL
+
+    tokens = [4 + (i * i + i // 7) % 56 for i in range(args.budget + args.buffer + n_steps)]
+    config = {"buffer": args.buffer, "head_alloc": args.heads, "policy": args.policy}
+    with Engine(DEMO_MODEL, args.budget, n_ubatch=args.buffer, config=config) as engine:
+        n_prompt = args.budget + args.buffer
+        engine.decode(tokens[:n_prompt])
+        assert engine.stats().n_compressions == 0
+        for token in tokens[n_prompt:]:
+            engine.decode([token])
+        assert engine.stats().n_compressions == n_steps // args.buffer
+
+
+def count(args: argparse.Namespace, function: str, n_steps: int) -> int:
+    """Instructions spent in a function of libllama, callees included."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "callgrind.out"
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+        command += [f"--toggle-collect={function}", sys.executable, __file__, *sys.argv[1:]]
+        command += ["--decode", str(n_steps)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}")
+        total = re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE)
+        assert total and int(total.group(1)) > 0, f"{function} was never entered"
+        return int(total.group(1))
+
+
+def main() -> None:
+    """Parse the command line; count; print."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
+    parser.add_argument("--budget", type=int, default=240)
+    parser.add_argument("--buffer", type=int, default=16)
+    parser.add_argument("--heads", default="adaptive", help="head allocator")
+    parser.add_argument("--policy", default="rkv")
+    parser.add_argument("--decode", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.decode is not None:
+        decode(args, args.decode)
+        return
+    n_steps = N_COMPRESSIONS * args.buffer
+    step = "llama_context::process_ubatch*"
+    compressions = count(args, "ra_memory::compress()", n_steps)
+    steps = count(args, step, n_steps) - count(args, step, 0) - compressions
+    print(f"decode step: {steps / n_steps / 1e6:.3f} M instructions")
+    print(f"compression: {compressions / N_COMPRESSIONS / 1e6:.3f} M instructions")
+    print(f"share of compressions: {100 * compressions / (steps + compressions):.1f}%")
+
+
+if __name__ == "__main__":
+    main()
