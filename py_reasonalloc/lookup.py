@@ -85,9 +85,8 @@ def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
         and profile.n_layer == identity.n_layer
         and profile.n_head_kv == identity.n_head_kv
     ]
-    # the most telling name first; of several profiles of a family the paper's measure, the newest
-    fitting.sort(key=lambda p: p.date, reverse=True)
-    fitting.sort(key=lambda p: p.horizon)
+    # the most telling name first; of several profiles of a family one with a horizon, the newest
+    fitting.sort(key=lambda p: (p.horizon > 0, p.date), reverse=True)
     fitting.sort(key=lambda p: identity.families.index(p.family))
     return fitting[0] if fitting else None
 

@@ -1,8 +1,9 @@
 """The demo reasoner's evidence, from one command: ``python -m py_reasonalloc.demo.evidence``.
 
 Comparisons on fresh problems, each a results file of `reasonalloc-eval`, a table (Markdown and CSV)
-and a plot: the methods at every budget; what each part of the method gives; the same without prompt
-protection; cache types at equal bytes. A run that was stopped goes on with the same command.
+and a plot: the methods at every budget; what each part of the method gives; the methods with a
+wider window; without prompt protection; cache types at equal bytes. A run that was stopped goes on
+with the same command.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..eval.cli import main as evaluate
 from ..eval.report import make_report
 from ..eval.report_cli import report_command
 from ..eval.results import read_results
+from ..profiles import profiles_folder
 
 BUDGETS = (96, 128, 160, 200, 256, 320)
 METHODS = (
@@ -58,6 +60,21 @@ PARTS = (
     f"reasonalloc+{HORIZON}+lambda=0.5",
     f"reasonalloc+{HORIZON}+lambda=0.5+window=16",
 )
+#: With the window that keeps the line in progress.
+WIDE = "window=16"
+WIDE_BUDGETS = (128, 160, 200)
+WIDE_METHODS = (
+    f"random+{WIDE}",
+    f"snapkv+{WIDE}",
+    f"rkv+{WIDE}",
+    f"pyramid-rkv+{WIDE}",
+    f"wave+{WIDE}",
+    f"wave+{HORIZON}+{WIDE}",
+    f"adaptive+{WIDE}",
+    f"reasonalloc+{WIDE}",
+    f"reasonalloc+{HORIZON}+{WIDE}",
+    f"reasonalloc+{HORIZON}+{WIDE}+lambda=0.5",
+)
 UNPROTECTED = ("random", "rkv", "snapkv", "reasonalloc")
 #: Cache type -> bytes of one element, block scales included.
 ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
@@ -77,21 +94,34 @@ def equal_bytes(budgets: Sequence[int], method: str = "rkv") -> list[str]:
 
 
 class Comparison(NamedTuple):
-    """One results file: how many problems, which methods, further options of `reasonalloc-eval`."""
+    """One results file.
+
+    Attributes
+    ----------
+    limit : int
+        Problems.
+    methods, options
+        Of `reasonalloc-eval`.
+    baseline : str or None
+        What differences are to; None: uniform R-KV.
+    """
 
     limit: int
     methods: Sequence[str]
     options: Sequence[str]
+    baseline: str | None = None
 
 
 def comparisons(n_problems: int, n_parts: int) -> dict[str, Comparison]:
     """Return all comparisons: `n_problems` problems in the first, `n_parts` in the others."""
     budgets = ["--budgets", ",".join(map(str, BUDGETS))]
     some = ["--budgets", ",".join(map(str, PART_BUDGETS))]
+    wide = ["--budgets", ",".join(map(str, WIDE_BUDGETS))]
     types = ["full", "full+kv=q8_0", "full+kv=q4_0", *equal_bytes(BYTE_BUDGETS)]
     return {
         "methods": Comparison(n_problems, METHODS, budgets),
         "parts": Comparison(n_parts, PARTS, some),
+        "window": Comparison(n_parts, WIDE_METHODS, wide, f"rkv+{WIDE}"),
         "unprotected": Comparison(n_parts, UNPROTECTED, [*some, "--protect-prompt", "off"]),
         "types": Comparison(n_parts, types, []),
     }
@@ -100,7 +130,7 @@ def comparisons(n_problems: int, n_parts: int) -> dict[str, Comparison]:
 def matrix(results: Path, baseline: str | None = None) -> str:
     """Return accuracies in percent as Markdown, a row per method, a column per budget.
 
-    A star: the paired difference to the baseline (uniform R-KV at the same budget) has p < 0.05.
+    A star: the paired difference to the baseline at the same budget has p < 0.05.
     """
     report = make_report([read_results(results)], baseline)
     budgets = sorted({arm.budget for arm in report.arms})
@@ -124,12 +154,15 @@ def run(folder: Path, plan: Mapping[str, Comparison], n_jobs: int) -> None:
         arguments = ["demo", "-o", results, "--methods", ",".join(comparison.methods)]
         arguments += [*comparison.options, "--limit", str(comparison.limit)]
         arguments += ["--buffer", str(BUFFER), "--jobs", str(n_jobs), "--threads", "1"]
+        arguments += ["--profile", str(profiles_folder() / "demo-reasoner.json")]
         evaluate.main(arguments, standalone_mode=False)
         outputs = [results]
         for kind, suffix in (("markdown", "md"), ("csv", "csv"), ("plot", "svg")):
             outputs += [f"--{kind}", str(folder / f"{name}.{suffix}")]
+        if comparison.baseline is not None:
+            outputs += ["--baseline", comparison.baseline]
         report_command.main(outputs, standalone_mode=False)
-        text = matrix(Path(results))
+        text = matrix(Path(results), comparison.baseline)
         (folder / f"{name}-matrix.md").write_text(text, encoding="utf-8")
         print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 

@@ -82,7 +82,7 @@ def test_options_reach_the_engine(cli, make_gguf) -> None:
 
 def test_parameters_reach_the_policy(cli, make_gguf) -> None:
     command = [make_gguf(), "-p", "how many?", "--budget", 40, "--buffer", 16, "-n", 200]
-    command += ["--temp", 0, "--json"]
+    command += ["--temp", 0, "--window", 8, "--json"]
 
     def text(*options: object) -> str:
         done = cli(*command, *options)
@@ -93,6 +93,17 @@ def test_parameters_reach_the_policy(cli, make_gguf) -> None:
     wide = json.loads(cli(*command, "--set", "window=20").stdout)
     narrow = json.loads(cli(*command).stdout)
     assert wide["window_bytes"] == 20 / 8 * narrow["window_bytes"]
+
+
+def test_the_default_window_leaves_room(cli, make_gguf) -> None:
+    found = {
+        budget: json.loads(
+            cli(make_gguf(), "-p", "x", "--budget", budget, "-n", 1, "--json").stdout
+        )
+        for budget in (20, 40, 64, 256)
+    }
+    unit = found[20]["window_bytes"] / 5
+    assert [found[budget]["window_bytes"] / unit for budget in found] == [5, 10, 16, 16]
 
 
 def test_summary_and_text(cli, make_gguf) -> None:

@@ -328,7 +328,7 @@ def test_shipped_profiles_are_valid(demo_model) -> None:
         profile = load_profile(file)
         assert profile.name == file.stem
         assert f"-o {file.name}" in profile.command
-    assert find_profile(demo_model).source == "demo-reasoner"
+    assert find_profile(demo_model).source == "demo-reasoner-horizon"
 
 
 def test_the_docs_show_the_shipped_profile() -> None:
@@ -428,7 +428,7 @@ def test_demo_says_its_profile(cli) -> None:
     done = cli("demo", "-n", 8)
     assert done.returncode == 0
     says = done.stderr.splitlines()[-1]
-    assert says == "[layers: wave by profile demo-reasoner; heads: adaptive]"
+    assert says == "[layers: wave by profile demo-reasoner-horizon; heads: adaptive]"
 
 
 @pytest.mark.parametrize(
