@@ -85,7 +85,7 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
 @click.option(
     "--window",
     type=int,
-    help="Newest tokens that always stay.  [default: 16, at most a quarter of the budget]",
+    help="Newest tokens that always stay.  [default: 16; 8 to 15 with a budget below 64]",
 )
 @click.option(
     "--protect-prompt",
@@ -176,7 +176,7 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         given |= _settings(arguments["settings"])
         given["protect_prompt"] = _protect_prompt(given.get("protect_prompt", "auto"))
         budget = given.get("budget", BudgetConfig.budget)
-        given.setdefault("window", max(1, min(DEFAULT_WINDOW, budget // 4)))
+        given.setdefault("window", max(BudgetConfig.window, min(DEFAULT_WINDOW, budget // 4)))
         config = BudgetConfig(**given, policy_seed=arguments["seed"])
     elif arguments["settings"]:
         raise ConfigError("--no-budget and --set exclude each other")
