@@ -75,7 +75,7 @@ class Row:
     n_protect : int or None
         Prompt tokens that could not be evicted. None: full cache, or a server that does not tell.
     peak_tokens : int or None
-        Most tokens that any head held; at most budget + buffer.
+        Most tokens that any head held: with uniform budgets at most budget + buffer.
     kv_bytes : int or None
         Bytes of K and V: all that a budgeted cache has allocated; the rows in use of a full cache.
     n_evicted : int or None
