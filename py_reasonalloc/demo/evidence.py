@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"))
     parser.add_argument("--problems", type=int, default=500, help="problems of the main table")
-    parser.add_argument("--part-problems", type=int, default=200, help="problems of the others")
+    parser.add_argument("--part-problems", type=int, default=100, help="problems of the others")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the comparisons")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()

@@ -102,7 +102,9 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
 @click.option(
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Per problem."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of sampling and random eviction."
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each process.")
 @click.option(

@@ -76,8 +76,6 @@ class Common(NamedTuple):
         See `BudgetConfig`; a method's own options win.
     n_protect : int
         Most prompt tokens that are protected: the same in every arm.
-    policy_seed : int
-        Of the random policy.
     kv_type : str
         Type of K and V; a method's own option wins.
     profile : Profile or None
@@ -88,7 +86,6 @@ class Common(NamedTuple):
     sinks: int
     window: int
     n_protect: int
-    policy_seed: int
     kv_type: str
     profile: Profile | None
 
@@ -201,7 +198,6 @@ def setup_of(arm: Arm, common: Common) -> Setup:
         "sinks": common.sinks,
         "window": common.window,
         "protect_prompt": common.n_protect if common.n_protect > 0 else "off",
-        "policy_seed": common.policy_seed,
     }
     fields |= METHODS.get(name, {}) | options
     if fields.get("layers") == "wave" and "profile" not in fields:

@@ -97,7 +97,6 @@ def make_plan(arguments: dict[str, Any]) -> Plan:
         sinks=chosen["sinks"],
         window=chosen["window"],
         n_protect=n_protect,
-        policy_seed=chosen["seed"],
         kv_type=chosen["kv_type"],
         profile=profile,
     )

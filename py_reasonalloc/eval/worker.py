@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Job:
     prompts : tuple of str
         User messages, one per problem, template applied.
     setups : mapping
-        Arm -> its cache.
+        Arm -> its cache; policy_seed is set anew for every text.
     n_ctx : int
         Context, tokens.
     max_tokens : int
@@ -76,7 +76,7 @@ class Job:
 
 
 def text_seed(seed: int, problem: str, sample: int) -> int:
-    """Return the seed of a text's sampling: the same in every arm, 0 to 2**31 - 1."""
+    """Return a text's seed, of sampling and of policies: the same in every arm, 0 to 2**31 - 1."""
     return zlib.crc32(f"{seed}/{problem}/{sample}".encode()) & 0x7FFFFFFF
 
 
@@ -128,10 +128,16 @@ class Request(NamedTuple):
 
 
 def request_of(job: Job, task: Task) -> Request:
-    """Return what a model needs to know of a task."""
+    """Return what a model needs to know of a task.
+
+    A policy that draws at random draws with the text's seed: other numbers for every text.
+    """
     seed = text_seed(job.seed, job.problems[task.problem].key, task.sample)
+    setup = job.setups[task.arm]
+    if setup.config is not None:
+        setup = setup._replace(config=replace(setup.config, policy_seed=seed))
     return Request(
-        setup=job.setups[task.arm],
+        setup=setup,
         prompt=job.prompts[task.problem],
         raw=job.raw,
         max_tokens=job.max_tokens,

@@ -22,7 +22,6 @@ def common(**fields: object) -> Common:
         "sinks": 4,
         "window": 8,
         "n_protect": 0,
-        "policy_seed": 3,
         "kv_type": "f16",
         "profile": None,
     }
@@ -32,7 +31,7 @@ def common(**fields: object) -> Common:
 def test_every_policy_is_a_method_with_uniform_budgets() -> None:
     for name in policy_names():
         config = setup_of(Arm(name, 128), common()).config
-        assert config == BudgetConfig(budget=128, policy=name, buffer=16, policy_seed=3)
+        assert config == BudgetConfig(budget=128, policy=name, buffer=16)
     assert set(policy_names()) < set(method_names())
 
 

@@ -39,7 +39,7 @@ from py_reasonalloc.eval.wire import (
     setup_from_json,
     setup_to_json,
 )
-from py_reasonalloc.eval.worker import Job, Task
+from py_reasonalloc.eval.worker import Job, Task, request_of
 from py_reasonalloc.identity import read_identity
 from py_reasonalloc.lookup import find_profile
 
@@ -60,7 +60,6 @@ def job(demo_model: Path) -> Job:
         sinks=4,
         window=8,
         n_protect=90,
-        policy_seed=0,
         kv_type="f16",
         profile=find_profile(demo_model),
     )
@@ -99,6 +98,16 @@ def by_key(rows: Any) -> dict[Any, dict[str, Any]]:
         assert row.key not in found
         found[row.key] = {k: v for k, v in row.to_json().items() if not k.endswith("_seconds")}
     return found
+
+
+def test_every_text_has_seeds_of_its_own(job: Job, tasks: list[Task]) -> None:
+    seeds = {}
+    for task in tasks:
+        request = request_of(job, task)
+        if request.setup.config is not None:
+            assert request.setup.config.policy_seed == request.sampling.seed
+        assert seeds.setdefault(task.problem, request.sampling.seed) == request.sampling.seed
+    assert len(set(seeds.values())) == N_PROBLEMS
 
 
 # --- servers of ours ------------------------------------------------------------------------------
