@@ -12,6 +12,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -146,11 +147,14 @@ def main() -> None:
     args = parser.parse_args()
     problems = [generate_problem(DEMO_SEED, i, args.level) for i in range(args.problems)]
     n_protect = max(1 + len(encode(problem.chat_prompt)) for problem in problems)
-    common = Common(16, 4, 8, n_protect, 0, "f16", find_profile(DEMO_MODEL))
+    common = Common(16, 4, 8, n_protect, "f16", find_profile(DEMO_MODEL))
     for arm in parse_arms(args.arms, []):
         autopsy = Autopsy()
-        with ReasonLlama(DEMO_MODEL, setup_of(arm, common).config, n_threads=1) as llama:
-            for problem in problems:
+        config = setup_of(arm, common).config
+        with ReasonLlama(DEMO_MODEL, config, n_threads=1) as llama:
+            for i, problem in enumerate(problems):
+                if config is not None:
+                    llama.reconfigure(replace(config, policy_seed=i))
                 autopsy.examine(llama, problem)
         autopsy.show(arm)
 
