@@ -59,6 +59,7 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("pyramid_beta", c_double),
         ("layer_demand", POINTER(c_double)),
         ("n_layer_demand", c_size_t),
+        ("attention", c_char_p),
     )
 
 

@@ -97,7 +97,7 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A parameter of the policy or the allocators, e.g. lambda=0.5; may be repeated.",
+    help="A parameter of policy, allocators or attention, e.g. lambda=0.5; may be repeated.",
 )
 @click.option(
     "--kv-type",

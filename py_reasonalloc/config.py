@@ -45,16 +45,21 @@ OPTIONS: dict[str, tuple[str, type]] = {
     "window": ("window", int),
     "sinks": ("sinks", int),
     "buffer": ("buffer", int),
+    "attention": ("attention", str),
 }
 
+#: How heads of different lengths are attended; as ra_config_check() has them.
+ATTENTION = ("auto", "head", "layer")
 
-def read_option(key: str, text: str) -> tuple[str, float]:
+
+def read_option(key: str, text: str) -> tuple[str, float | str]:
     """Return the field of `BudgetConfig` that an option sets, and its value.
 
     Raises
     ------
     ConfigError
-        No such option, or its value is not a number. Its range is checked by `BudgetConfig`.
+        No such option, or its value is not a number where it must be one. Its range is checked by
+        `BudgetConfig`.
     """
     if key not in OPTIONS:
         raise ConfigError(f"option = {key!r} is unknown: must be one of {', '.join(OPTIONS)}")
@@ -186,6 +191,11 @@ class BudgetConfig:
         "adaptive": least share of a head, times its layer's mean, 0 to 1.
     pyramid_beta : float
         "pyramid": `budget` over the last layer's, 1 to 1e6.
+    attention : "auto", "head" or "layer"
+        How a decoded token attends to a layer whose heads differ in length, with flash attention:
+        one operation per KV head, or one masked operation over the layer. "auto" is what was
+        measured to be faster on the layer's device: so far "head" everywhere. Results are the same
+        but for rounding.
 
     Raises
     ------
@@ -194,7 +204,7 @@ class BudgetConfig:
     BudgetError
         The budget cannot hold sinks (or protected tokens) + window + 1.
     NotFoundError
-        Unknown policy or allocator.
+        Unknown policy, allocator or attention.
     """
 
     budget: int = 256
@@ -219,6 +229,7 @@ class BudgetConfig:
     clip_hi: float | None = None
     mu: float = 0.25
     pyramid_beta: float = 20.0
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         check_int("budget", self.budget, 1, MAX_TOKENS)
@@ -243,9 +254,13 @@ class BudgetConfig:
             table = getattr(self, name)
             if table is not None and not isinstance(table, str):
                 object.__setattr__(self, name, check_table(name, table))
-        for name in ("policy", "heads"):
+        for name in ("policy", "heads", "attention"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} must be a name")
+        if self.attention not in ATTENTION:
+            raise NotFoundError(
+                f"attention = {self.attention!r} is unknown: must be one of {', '.join(ATTENTION)}"
+            )
         self._check_allocators()
         self._check_native()
 
@@ -318,6 +333,7 @@ class BudgetConfig:
         native.value_guard = self.value_guard
         native.n_guard = self.n_guard
         native.seed = self.policy_seed
+        native.attention = self.attention.encode()
         self._set_allocators(native)
         return native
 

@@ -25,6 +25,7 @@ ra_config ra_config_default_params(void) {
         .clip_hi       = 2.0,
         .mu            = 0.25,
         .pyramid_beta  = 20.0,
+        .attention     = "auto",
     };
     return cfg;
 }
@@ -81,6 +82,20 @@ static const char * ra_name_or_uniform(const char * name) {
     return name != NULL ? name : "uniform";
 }
 
+/* entries in the order of ra_attention */
+static const char * const ra_attention_names[] = { "auto", "head", "layer" };
+
+/* Index of cfg's way to attend in ra_attention_names, or -1. */
+static int ra_attention_find(const ra_config * cfg) {
+    const char * name = cfg->attention != NULL ? cfg->attention : "auto";
+    for (int i = 0; i < (int) (sizeof(ra_attention_names) / sizeof(*ra_attention_names)); ++i) {
+        if (strcmp(ra_attention_names[i], name) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
 ra_status ra_config_check(const ra_config * cfg) {
     if (cfg == NULL || cfg->size != sizeof(ra_config)) {
         return ra_error(RA_STATUS_INVALID,
@@ -112,6 +127,10 @@ ra_status ra_config_check(const ra_config * cfg) {
     const char * heads  = ra_name_or_uniform(cfg->head_alloc);
     RA_TRY(ra_check_name("layer allocator", layers, ra_alloc_layers_find(layers) != NULL));
     RA_TRY(ra_check_name("head allocator", heads, ra_alloc_heads_find(heads) != NULL));
+    if (ra_attention_find(cfg) < 0) {
+        return ra_error(RA_STATUS_NOT_FOUND, "unknown attention '%.64s': use auto, head or layer",
+                        cfg->attention);
+    }
 
     const int32_t floor = ra_config_floor(cfg, cfg->n_protect);
     if (cfg->budget < floor) {
@@ -156,6 +175,7 @@ ra_status ra_settings_init(ra_settings * out, const ra_config * cfg) {
         .policy      = ra_policy_find(cfg->policy),
         .layer_alloc = ra_alloc_layers_find(ra_name_or_uniform(cfg->layer_alloc)),
         .head_alloc  = ra_alloc_heads_find(ra_name_or_uniform(cfg->head_alloc)),
+        .attention   = (ra_attention) ra_attention_find(cfg),
     };
     if (!ra_copy_table((void **) &s.layer_budgets, cfg->layer_budgets, cfg->n_layer_budgets,
                        sizeof(int32_t)) ||
@@ -172,6 +192,7 @@ ra_status ra_settings_init(ra_settings * out, const ra_config * cfg) {
     s.cfg.policy        = s.policy->name;
     s.cfg.layer_alloc   = s.layer_alloc->name;
     s.cfg.head_alloc    = s.head_alloc->name;
+    s.cfg.attention     = ra_attention_names[s.attention];
     *out                = s;
     return RA_STATUS_OK;
 }

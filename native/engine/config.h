@@ -8,12 +8,16 @@
 extern "C" {
 #endif
 
+/* ra_config.attention */
+typedef enum ra_attention { RA_ATTENTION_AUTO, RA_ATTENTION_HEAD, RA_ATTENTION_LAYER } ra_attention;
+
 /* ra_config with its names resolved and its tables owned. */
 typedef struct ra_settings {
     ra_config               cfg; /* pointers inside point to the members below */
     const ra_policy *       policy;
     const ra_alloc_layers * layer_alloc;
     const ra_alloc_heads *  head_alloc;
+    ra_attention            attention;
     int32_t *               layer_budgets; /* [cfg.n_layer_budgets] or NULL */
     int32_t *               head_budgets;  /* [cfg.n_head_budgets] or NULL */
     double *                layer_demand;  /* [cfg.n_layer_demand] or NULL */

@@ -60,7 +60,7 @@ struct llama_model;
 /* ------------------------------------------------------------------------------------------- */
 
 /* Raised whenever a struct or a function of this header changes incompatibly. */
-#define RA_ABI_VERSION 1
+#define RA_ABI_VERSION 2
 
 typedef enum ra_status {
     RA_STATUS_OK          = 0,
@@ -68,7 +68,7 @@ typedef enum ra_status {
     RA_STATUS_UNSUPPORTED = 2, /* the model, type or operation is not supported with a budget */
     RA_STATUS_NO_MEMORY   = 3, /* an allocation failed */
     RA_STATUS_BUDGET      = 4, /* the budget cannot hold what must be kept */
-    RA_STATUS_NOT_FOUND   = 5, /* the context has no ReasonAlloc cache / no such policy */
+    RA_STATUS_NOT_FOUND   = 5, /* the context has no ReasonAlloc cache / no such name */
     RA_STATUS_COMPUTE     = 6, /* a backend computation failed or was aborted */
 } ra_status;
 
@@ -149,12 +149,20 @@ typedef struct ra_config {
     double         pyramid_beta; /* "pyramid": B over the last layer's budget, >= 1. Default 20. */
     const double * layer_demand; /* [n_layer_demand] "wave": demand of each layer, >= 0 */
     size_t         n_layer_demand; /* n_layer of the model for "wave", else 0 */
+
+    /* How a decoded token attends to the heads of a layer that hold different numbers of tokens,
+     * with flash attention: "head", one operation per KV head; "layer", one masked operation over the
+     * layer's pool (fewer launches on a GPU, more work); "auto" or NULL, what is the faster one on
+     * the layer's device as far as it was measured: "head" so far, everywhere. Prompts, and layers
+     * with attention sinks of the model's own or without flash attention, always go by "head"; a
+     * layer whose heads are equally long takes one operation in any case. Default "auto". */
+    const char * attention;
 } ra_config;
 
 /* The defaults named above. */
 RA_API ra_config ra_config_default_params(void);
 
-/* Checks cfg by itself (ranges, budget >= n_sink + n_window + 1, policy name).
+/* Checks cfg by itself (ranges, budget >= n_sink + n_window + 1, names).
  * Returns RA_STATUS_OK, INVALID, BUDGET or NOT_FOUND. */
 RA_API ra_status ra_config_check(const ra_config * cfg);
 

@@ -2,50 +2,19 @@
 //
 // Rows are written with one SET_ROWS per tensor. Reading: where all heads of a layer hold equally
 // many rows at equal distances, one attention op over a strided view serves the layer; else one op
-// per KV head. Masks are views, at different offsets, of one row of zeros followed by -infinity.
+// per KV head, or one masked op over the pool (ra_graph_layer.cpp). But for the latter, masks are
+// views, at different offsets, of one row of zeros followed by -infinity.
+#include "ra_graph.h"
+
 #include "llama-context.h"
-#include "llama-graph.h"
 #include "ra_llama.h"
-#include "ra_memory.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 
 // rows that a graph attends beyond those in use: it serves this many decode steps without a rebuild
 static constexpr int32_t RA_SPAN_SLACK = 32;
-
-class ra_graph_input : public llm_graph_input_attn_kv {
-  public:
-    ra_graph_input(const llm_graph_context & graph, const ra_memory_context * mctx);
-
-    void set_input(const llama_ubatch * ubatch) override;
-    bool can_reuse(const llm_graph_params & params) override;
-
-    ggml_tensor * rows_of(ggml_context * ctx, int32_t il) const;
-    ggml_tensor * mask_of(const llm_graph_context & graph, int32_t n_used, int32_t n_span);
-
-    // rows of the segment that the graph attends, free ones included (masked)
-    int32_t n_span(int32_t il, int32_t ih) const {
-        return std::min(ra_mctx->n_used(il, ih, n_tokens) + n_ahead, ra_mctx->n_capacity(il, ih));
-    }
-
-    const ra_memory_context * ra_mctx; // of the micro-batch at hand
-    int32_t                   n_tokens;
-    int32_t                   n_ahead;    // n_tokens and the slack
-    int32_t                   n_used_max; // most rows of a head when the graph was built
-    uint64_t                  layout;     // of the cache when the graph was built; 0: worst case
-    int32_t                   n_since;    // likewise, before the micro-batch
-
-    std::vector<size_t> rows_at; // [n_layer] first entry of the layer in `rows`
-
-    ggml_tensor * rows   = nullptr; // I64 [sum of n_head_kv * n_tokens] row of token t, head h
-    ggml_tensor * window = nullptr; // I64 [<= n_ring] slots of the newest queries
-    ggml_tensor * mask   = nullptr; // F16/F32 [n_used_max + n_ahead, n_tokens]
-
-    std::map<std::pair<int32_t, int32_t>, ggml_tensor *> masks; // by (offset, n_span)
-};
 
 static const ra_memory_context * ra_context_of(const llama_memory_context_i * mctx) {
     return dynamic_cast<const ra_memory_context *>(mctx);
@@ -85,6 +54,7 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_
         for (int32_t ih = 0; ih < c->layers[il].n_head_kv; ++ih) {
             n_used_max = std::max(n_used_max, mctx->n_used(il, ih, n_tokens));
         }
+        ways.push_back(way_of(graph, il));
     }
     rows = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, (int64_t) n_rows);
     mask = ggml_new_tensor_2d(graph.ctx0, graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
@@ -98,8 +68,36 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_
         ggml_set_name(window, "ra_window");
         ggml_set_input(window);
     }
+    add_windows(graph);
     self_k_rot = ra_new_rotation(graph.ctx0, "attn_inp_k_rot", mem->rot_k);
     self_v_rot = ra_new_rotation(graph.ctx0, "attn_inp_v_rot", mem->rot_v);
+}
+
+ra_attend_way ra_graph_input::way_of(const llm_graph_context & graph, int32_t il) const {
+    if (!graph.cparams.flash_attn || ra_mctx->memory()->state()->layers[il].n_head_kv == 0) {
+        return RA_ATTEND_BY_HEAD;
+    }
+    if (is_even(il)) {
+        return RA_ATTEND_EVEN;
+    }
+    return n_tokens == 1 && ra_attends_by_layer(*ra_mctx->memory(), il) ? RA_ATTEND_BY_LAYER
+                                                                        : RA_ATTEND_BY_HEAD;
+}
+
+// whether one strided view can stand for all heads of the layer; in the worst case only if it always can
+bool ra_graph_input::is_even(int32_t il) const {
+    const ra_cache * c = ra_mctx->memory()->state();
+    const ra_layer & l = c->layers[il];
+    if (ra_mctx->worst_case() && strcmp(c->settings.head_alloc->name, "uniform") != 0) {
+        return false;
+    }
+    for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
+        if (l.budget[ih] != l.budget[0] || n_span(il, ih) != n_span(il, 0) ||
+            ra_mctx->n_used(il, ih, n_tokens) != ra_mctx->n_used(il, 0, n_tokens)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 bool ra_graph_input::can_reuse(const llm_graph_params & params) {
@@ -161,6 +159,7 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
                          -INFINITY);
         }
     }
+    set_windows();
     ra_set_rotation(self_k_rot, mem->rot_k);
     ra_set_rotation(self_v_rot, mem->rot_v);
 }
@@ -232,22 +231,6 @@ static void ra_store_window(const llm_graph_context & graph, const ra_graph_inpu
     ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, pool, cur, inp->window));
 }
 
-// whether one strided view can stand for all heads of the layer; in the worst case only if it always can
-static bool ra_layer_is_even(const ra_graph_input * inp, const ra_layer & l, int32_t il) {
-    if (inp->ra_mctx->worst_case() &&
-        strcmp(inp->ra_mctx->memory()->state()->settings.head_alloc->name, "uniform") != 0) {
-        return false;
-    }
-    for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
-        if (l.budget[ih] != l.budget[0] || inp->n_span(il, ih) != inp->n_span(il, 0) ||
-            inp->ra_mctx->n_used(il, ih, inp->n_tokens) !=
-                inp->ra_mctx->n_used(il, 0, inp->n_tokens)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 // one flash attention over all heads: heads are `stride` rows apart
 static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_input * inp,
                                     const ra_tensors & t, const ra_layer & l, ggml_tensor * q,
@@ -316,8 +299,11 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_inp
     if (inp->window != nullptr) {
         ra_store_window(graph, inp, t.q, q_cur);
     }
-    if (graph.cparams.flash_attn && ra_layer_is_even(inp, l, il)) {
+    if (inp->ways[il] == RA_ATTEND_EVEN) {
         return ra_attend_even(graph, inp, t, l, q_cur, sinks, kq_scale, il);
+    }
+    if (inp->ways[il] == RA_ATTEND_BY_LAYER && sinks == nullptr) {
+        return ra_attend_layer(graph, inp, t, q_cur, kq_scale, il);
     }
     std::vector<ggml_tensor *> parts;
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {

@@ -27,6 +27,7 @@ static void test_defaults(void) {
     CHECK_NEAR(cfg.lambda, 0.1, 1e-7);
     CHECK_NEAR(cfg.sim_threshold, 0.5, 0.0);
     CHECK_STR(cfg.policy, "rkv");
+    CHECK_STR(cfg.attention, "auto");
     CHECK(cfg.seed == 0 && cfg.layer_budgets == NULL && cfg.head_budgets == NULL);
 }
 
@@ -110,6 +111,12 @@ static void test_every_range(void) {
     CHECK_FIELD(head_alloc, "nonsense", RA_STATUS_NOT_FOUND);
     CHECK_FIELD(layer_alloc, NULL, RA_STATUS_OK);
     CHECK_FIELD(head_alloc, NULL, RA_STATUS_OK);
+    CHECK_FIELD(attention, NULL, RA_STATUS_OK);
+    CHECK_FIELD(attention, "head", RA_STATUS_OK);
+    CHECK_FIELD(attention, "layer", RA_STATUS_OK);
+    CHECK_FIELD(attention, "", RA_STATUS_NOT_FOUND);
+    CHECK_FIELD(attention, "layers", RA_STATUS_NOT_FOUND);
+    CHECK_STR(ra_last_error(), "unknown attention 'layers': use auto, head or layer");
 }
 
 /* sinks 4 or the protected prompt, window 8, and one token to choose */
@@ -194,8 +201,10 @@ static void test_settings_own_their_tables(void) {
     int32_t   heads[3]  = { 21, 22, 23 };
     double    demand[2] = { 0.5, 7.0 };
     char      policy[]  = "snapkv";
+    char      way[]     = "layer";
     ra_config cfg       = ra_config_default_params();
     cfg.policy          = policy;
+    cfg.attention       = way;
     cfg.layer_budgets   = layers;
     cfg.n_layer_budgets = 2;
     cfg.head_budgets    = heads;
@@ -208,7 +217,10 @@ static void test_settings_own_their_tables(void) {
     memset(layers, 0, sizeof(layers));
     memset(heads, 0, sizeof(heads));
     memset(policy, 'x', sizeof(policy) - 1);
+    memset(way, 'x', sizeof(way) - 1);
     CHECK_STR(s.cfg.policy, "snapkv");
+    CHECK_STR(s.cfg.attention, "layer");
+    CHECK_EQ(s.attention, RA_ATTENTION_LAYER);
     CHECK_STR(s.policy->name, "snapkv");
     CHECK_ARRAY(s.cfg.layer_budgets, ((int32_t[2]){ 20, 30 }), 2);
     CHECK_ARRAY(s.cfg.head_budgets, ((int32_t[3]){ 21, 22, 23 }), 3);
@@ -218,6 +230,13 @@ static void test_settings_own_their_tables(void) {
     ra_settings_free(&s);
     ra_settings_free(&s); /* empty by now */
     ra_settings_free(NULL);
+
+    cfg           = ra_config_default_params();
+    cfg.attention = NULL;
+    CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_OK);
+    CHECK_STR(s.cfg.attention, "auto");
+    CHECK_EQ(s.attention, RA_ATTENTION_AUTO);
+    ra_settings_free(&s);
 
     cfg.policy = "no such policy";
     CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_NOT_FOUND);

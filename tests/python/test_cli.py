@@ -90,6 +90,7 @@ def test_parameters_reach_the_policy(cli, make_gguf) -> None:
         return str(json.loads(done.stdout)["text"])
 
     assert text() == text("--set", "lambda=0.1") != text("--set", "lambda=1")
+    assert text() == text("--set", "attention=layer")  # the same but for rounding
     wide = json.loads(cli(*command, "--set", "window=20").stdout)
     narrow = json.loads(cli(*command).stdout)
     assert wide["window_bytes"] == 20 / 8 * narrow["window_bytes"]

@@ -148,6 +148,7 @@ def test_no_model(cli) -> None:
         ("lambda=2", "lambda_ = 2 is out of range: must be 0 to 1"),
         ("n_guard=1.5", "n_guard = '1.5' is not a number"),
         ("buffer=0", "buffer = 0 "),
+        ("attention=x", "attention = 'x' is unknown: must be one of auto, head, layer"),
     ],
 )
 def test_parameters(cli, make_gguf, option, pattern) -> None:

@@ -34,6 +34,7 @@ def test_defaults_are_the_librarys() -> None:
     assert native.n_protect == 0 and config.protect_prompt == "off"
     assert (config.layers, config.heads) == ("uniform", "uniform")
     assert (native.layer_alloc, native.head_alloc) == (b"uniform", b"uniform")
+    assert (config.attention, native.attention) == ("auto", b"auto")
     assert (config.mu, config.pyramid_beta) == (native.mu, native.pyramid_beta)
 
 
@@ -51,11 +52,13 @@ def test_values_reach_the_library() -> None:
         policy_seed=2**64 - 1,
         layers=[90, 110],
         head_budgets=[80, 100, 100, 120],
+        attention="layer",
     )
     native = config.to_native()
     for name, native_name in NATIVE_NAMES.items():
         assert getattr(native, native_name) == getattr(config, name), name
     assert (native.policy, native.n_protect) == (b"random", 40)
+    assert native.attention == b"layer"
     assert native.layer_budgets[: native.n_layer_budgets] == [90, 110]
     assert native.head_budgets[: native.n_head_budgets] == [80, 100, 100, 120]
 
@@ -93,6 +96,7 @@ def test_values_reach_the_library() -> None:
         ({"mu": float("nan")}, "mu = nan is out of range: must be 0 to 1"),
         ({"pyramid_beta": 0}, r"pyramid_beta = 0 is out of range: must be 1 to 1e\+06"),
         ({"policy": 3}, "policy = 3 must be a name"),
+        ({"attention": None}, "attention = None must be a name"),
     ],
 )
 def test_out_of_range(arguments, message) -> None:
@@ -126,6 +130,8 @@ def test_unknown_names() -> None:
         BudgetConfig(heads="x")
     with pytest.raises(NotFoundError, match="layers = 'x' is unknown: must be one of uniform, py"):
         BudgetConfig(layers="x")
+    with pytest.raises(NotFoundError, match="attention = 'x' is unknown: must be one of auto, he"):
+        BudgetConfig(attention="x")
     assert {"rkv", "snapkv", "streaming", "random"} <= set(policy_names())
 
 

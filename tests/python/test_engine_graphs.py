@@ -46,6 +46,7 @@ PARAMETERS = {
         "type_KV": src[1][0],
         "mask": str(int(len(src) > 3)),
         "sinks": str(int(len(src) > 4)),
+        "batch": str(int(src[0][1][3] > 1)),
     },
     "SOFT_MAX": lambda out, src: {
         "type": src[0][0],
@@ -129,6 +130,13 @@ def requirement(line: str) -> tuple[str, tuple] | None:
     return op, tuple(sorted(rule(out, sources).items()))
 
 
+def with_batch(row: dict[str, str]) -> dict[str, str]:
+    """Add to a row of flash attention whether it has a batch dimension (ne[3], "nr23=[_,n]")."""
+    if "nr23" in row:
+        row["batch"] = str(int(row["nr23"].strip("[]").split(",")[1] != "1"))
+    return row
+
+
 def unsupported(tables, required: set[tuple[str, tuple]]) -> list[str]:
     """What no supported row of a backend's table covers."""
     missing = []
@@ -137,7 +145,7 @@ def unsupported(tables, required: set[tuple[str, tuple]]) -> list[str]:
         for row in rows:
             if row["op_name"] in listed and row["supported"] == "1":
                 found = re.findall(r"(\w+)=(\[[^\]]*\]|[^,]*)", row["op_params"])
-                listed[row["op_name"]].append(dict(found))
+                listed[row["op_name"]].append(with_batch(dict(found)))
         for op, parameters in sorted(required):
             if not any(all(row.get(k) == v for k, v in parameters) for row in listed[op]):
                 missing.append(f"{backend}: {op} {dict(parameters)}")
@@ -146,6 +154,23 @@ def unsupported(tables, required: set[tuple[str, tuple]]) -> list[str]:
 
 def requirements(lines: set[str]) -> set[tuple[str, tuple]]:
     return {r for r in map(requirement, lines) if r is not None}
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0", "f32"])
+def test_attention_by_layer(make_gguf, tables, kv: str) -> None:
+    """One op for the uneven heads of a layer: for a decoded token, not for a prompt."""
+    required = set()
+    attention = []
+    for table in ({"head_alloc": "adaptive"}, {"head_budgets": [30, 50, 45, 35]}):
+        config = {"buffer": 16, "attention": "layer", **table}
+        nodes, _ = run(make_gguf(**MODEL), kv=kv, config=config)
+        required |= requirements(nodes)
+        attention += [src for op, _, src in map(parse, nodes) if op == "FLASH_ATTN_EXT"]
+    batched = [src for src in attention if src[0][1][3] > 1]
+    assert batched and {src[0][1][1] for src in batched} == {1}
+    assert {src[0][1][1] for src in attention} >= {1, 16}
+    assert all(src[3] == ("f16", [src[1][1][1], 1, 1, 2]) for src in batched)
+    assert unsupported(tables, required) == []
 
 
 @pytest.mark.parametrize("heads", ["uniform", "adaptive"])

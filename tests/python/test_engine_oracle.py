@@ -98,6 +98,16 @@ def test_demo_logits_after_compressions(demo_f32, demo_tokens, kv: str, flash_at
     assert np.abs(full - run.engine_logits).max() > 10 * tolerance
 
 
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+def test_demo_logits_with_one_op_per_layer(demo_f32, demo_tokens, kv: str) -> None:
+    tokens, n_prompt = demo_tokens
+    run = run_engine(demo_f32, tokens, n_prompt, kv, True, {"attention": "layer"})
+    logits, _ = run.model.forward(tokens, run.visible())
+    assert np.abs(logits - run.engine_logits).max() < LOGIT_TOLERANCE["f16"] * (
+        np.abs(logits).max() / 10
+    )
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("n_prompt", [1, 16, 23, 90])
 def test_random_model_logits_after_compressions(make_gguf, arch: str, n_prompt: int) -> None:

@@ -62,11 +62,12 @@ def test_cache_types_match_stock(make_gguf, kv: str, flash_attn: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("attention", ["head", "layer"])
 @pytest.mark.parametrize("kv,flash_attn", [("f16", True), ("f16", False), ("q8_0", True)])
-def test_ragged_heads_match_stock(make_gguf, kv: str, flash_attn: bool) -> None:
-    """Unequal budgets take the path with one attention per KV head."""
+def test_ragged_heads_match_stock(make_gguf, kv: str, flash_attn: bool, attention: str) -> None:
+    """Unequal budgets take one attention per KV head, or one over the layer's pool."""
     path = make_gguf(**SHAPES["gqa64"], n_ctx_train=1024)
-    config = {"head_budgets": [300, 417, 390, 301]}
+    config = {"head_budgets": [300, 417, 390, 301], "attention": attention}
     worst = largest_difference(path, random_tokens(260), config, kv=kv, flash_attn=flash_attn)
     assert worst < TOLERANCE
 

@@ -381,7 +381,8 @@ def test_without_our_field_it_is_a_plain_server_with_the_full_cache(process, job
 def test_every_cache_survives_the_wire(demo_model) -> None:
     common = Common(16, 4, 8, 40, "q4_0", find_profile(demo_model))
     labels = ["full", "rkv+lambda=0.3", "h2o", "random", "pyramid-rkv", "wave+gamma=1", "adaptive"]
-    for arm in parse_arms([*labels, "reasonalloc+policy=snapkv+clip_lo=0+value_guard=2"], [200]):
+    labels += ["adaptive+attention=layer", "reasonalloc+policy=snapkv+clip_lo=0+value_guard=2"]
+    for arm in parse_arms(labels, [200]):
         setup = setup_of(arm, common)
         if setup.config is not None:
             setup = setup._replace(config=replace(setup.config, policy_seed=2**63))
