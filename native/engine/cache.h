@@ -101,7 +101,8 @@ typedef struct ra_cache_ops {
     /* Moves n rows of layer il from row src to row dst; ranges may overlap (memmove). Called in an
      * order that never overwrites rows still to be moved. Cannot fail. */
     void (*move)(void * user, int32_t il, int32_t dst, int32_t src, int32_t n);
-    /* Around the moves of one layer; begin may fail, then nothing of this layer has moved. */
+    /* Around the moves of one layer; begin may fail, then nothing of this layer has moved. If end
+     * fails, the rows of the layer are lost. */
     ra_status (*move_begin)(void * user, int32_t il);
     ra_status (*move_end)(void * user, int32_t il);
     void * user;

@@ -197,7 +197,9 @@ RA_API ra_status ra_set_protect(struct llama_context * ctx, int32_t n_protect);
 RA_API ra_status ra_set_head_budgets(struct llama_context * ctx, int32_t il,
                                      const int32_t * budgets, size_t n);
 
-/* Runs a compression now, if any head holds more than its budget; else does nothing. */
+/* Runs a compression now, if any head holds more than its budget; else does nothing.
+ * RA_STATUS_NO_MEMORY or RA_STATUS_COMPUTE when a backend failed: nothing was changed, unless it failed
+ * while a device moved rows; then the cache was emptied, and ra_last_error() says so. */
 RA_API ra_status ra_compress(struct llama_context * ctx);
 
 /* ------------------------------------------------------------------------------------------- */

@@ -22,10 +22,23 @@ int32_t ra_debug_describe(const ggml_tensor * node, char * text, size_t size) {
     return snprintf(text, size, "%s", line.c_str());
 }
 
+static ra_status ra_debug_not_found() {
+    return ra_error(RA_STATUS_NOT_FOUND, "this context has no budgeted cache");
+}
+
+ra_status ra_debug_gather_always(llama_context * ctx, int32_t on) {
+    ra_memory * mem = ra_memory_of(ctx);
+    if (mem == nullptr) {
+        return ra_debug_not_found();
+    }
+    mem->gather_always(on != 0);
+    return RA_STATUS_OK;
+}
+
 ra_status ra_debug_watch_scores(llama_context * ctx, ra_debug_node_cb cb, void * user) {
     ra_memory * mem = ra_memory_of(ctx);
     if (mem == nullptr) {
-        return ra_error(RA_STATUS_NOT_FOUND, "this context has no budgeted cache");
+        return ra_debug_not_found();
     }
     mem->watch      = cb;
     mem->watch_user = user;

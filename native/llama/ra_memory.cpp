@@ -146,7 +146,7 @@ int64_t ra_memory::window_bytes() const {
 
 int64_t ra_memory::scratch_bytes() const {
     const int64_t host = int64_t(cache->n_slots_max) * 4 * (int64_t) sizeof(float);
-    return host + (scorer ? scorer->bytes() : 0) + (int64_t) (staging_k.size() + staging_v.size());
+    return host + (scorer ? scorer->bytes() : 0);
 }
 
 int64_t ra_memory::row_bytes() const {

@@ -103,6 +103,9 @@ class ra_memory : public llama_memory_i {
     ra_debug_node_cb watch      = nullptr;
     void *           watch_user = nullptr;
 
+    void gather_always(bool on);
+    bool gathers_always = false; // pools in host memory are packed as those on a device are
+
     // used by the graph (ra_graph.cpp)
 
     const llama_hparams &   hparams;
@@ -120,19 +123,11 @@ class ra_memory : public llama_memory_i {
     void layout_changed();
     bool check_ubatch(const llama_ubatch & ubatch, llama_pos * pos_next) const;
 
-    // rows between segments (ra_cache_ops)
-    ra_status move_begin(int32_t il);
-    void      move(int32_t il, int32_t dst, int32_t src, int32_t n);
-    ra_status move_end(int32_t il);
-
     std::unique_ptr<ra_cache, ra_cache_deleter> cache;
 
     // one context of tensors, its buffer and the buffer's type, per device
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
     std::vector<ggml_backend_buffer_type_t>                           bufts;
-
-    std::vector<uint8_t> staging_k; // host copies of one layer's pools, where those are not in
-    std::vector<uint8_t> staging_v; // host memory
 
     std::unique_ptr<ra_scorer> scorer; // made at the first decode
 

@@ -97,6 +97,7 @@ ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, 
     if (needs != 0) {
         reserve(needs, measure);
     }
+    repack = std::make_unique<ra_repacker>(mem, sched.get(), measured);
 }
 
 // host arrays, and on each device the largest layer with as many results as one graph may have
@@ -177,7 +178,7 @@ void ra_scorer::reserve(uint32_t needs, bool measure) {
 }
 
 int64_t ra_scorer::bytes() const {
-    int64_t n = (int64_t) (meta.capacity() + open.capacity() * sizeof(int32_t));
+    int64_t n = repack->bytes() + (int64_t) (meta.capacity() + open.capacity() * sizeof(int32_t));
     for (const auto * values : { &logits, &key_sim, &key_cos, &value_norm, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }

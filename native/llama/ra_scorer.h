@@ -1,8 +1,10 @@
 // ra_scorer.h - the products that policies need (Q.K of the window, K.K), computed with ggml on the
-// backends of the context: one graph per layer, or as many as the scratch asks for
+// backends of the context: one graph per layer, or as many as the scratch asks for. Rows are moved in
+// the same scratch afterwards.
 #pragma once
 
 #include "ra_memory.h"
+#include "ra_repack.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -15,6 +17,9 @@ class ra_scorer {
 
     // ra_cache_ops.features: computes the layer when ih == 0, then hands out slices
     ra_status features(uint32_t needs, ra_features * f);
+
+    // moves rows, in the same scratch
+    ra_repacker & repacker() { return *repack; }
 
     int64_t bytes() const;
 
@@ -84,4 +89,6 @@ class ra_scorer {
     int32_t              n_open = 0;
 
     std::vector<float> staging; // values read back from a device
+
+    std::unique_ptr<ra_repacker> repack;
 };

@@ -5,7 +5,8 @@ on real devices: which operation, with which types, runs on which backend. They 
 distribution that the package is built from. A table knows types and head sizes, not our very shapes
 and strides: this test keeps us to operations that can run on a GPU, it does not run them there.
 
-Kept rows are packed by moves of memory, without a graph.
+Kept rows are packed by moves of memory where the cache is in host memory; for a device there is a
+graph, which is run on the CPU here.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def describe(node: int) -> str:
     return text.value.decode()
 
 
-def run(path: Path, **parameters) -> tuple[set[str], set[str]]:
-    """Read a prompt and decode: nodes of the model's graphs, and of those that compute scores."""
+def run(path: Path, gathers: bool = False, **parameters) -> tuple[set[str], set[str]]:
+    """Read a prompt and decode: nodes of the model's graphs, and of those of compressions."""
     attention: set[str] = set()
     scores: set[str] = set()
 
@@ -103,7 +104,9 @@ def run(path: Path, **parameters) -> tuple[set[str], set[str]]:
         scores.add(describe(node))
 
     with Engine(path, 40, cb_eval=on_eval, **parameters) as engine:
-        assert c._lib.ra_debug_watch_scores(ctypes.c_void_p(engine.ctx), on_score, None) == 0
+        context = ctypes.c_void_p(engine.ctx)
+        assert c._lib.ra_debug_watch_scores(context, on_score, None) == 0
+        assert c._lib.ra_debug_gather_always(context, int(gathers)) == 0
         engine.decode(random_tokens(90))
         engine.decode_each(random_tokens(60))
         assert engine.stats().n_compressions > 3
@@ -208,6 +211,18 @@ def test_score_graphs_of_every_policy(make_gguf, tables, kv: str) -> None:
     assert {op for op, _ in required} == {
         "CPY", "CONT", "L2_NORM", "MUL_MAT", "SQR", "SQRT", "SUM_ROWS",
     }  # fmt: skip
+    assert unsupported(tables, required) == []
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_graphs_that_move_rows(make_gguf, tables, kv: str) -> None:
+    config = {"buffer": 16, "policy": "random", "head_alloc": "adaptive"}
+    _, nodes = run(make_gguf(**MODEL), gathers=True, kv=kv, config=config)
+    required = requirements(nodes)
+    assert required == {
+        ("GET_ROWS", (("type", "i32"),)),
+        ("CPY", (("type_dst", "i32"), ("type_src", "i32"))),
+    }
     assert unsupported(tables, required) == []
 
 

@@ -1,0 +1,179 @@
+// ra_repack.cpp - see ra_repack.h
+//
+// Rows are moved as they are: read as 32-bit words, they pass through GET_ROWS into scratch and through
+// CPY back, both of which copy words of that type unchanged (docs/ops of llama.cpp lists them for CUDA
+// and Metal; on CUDA the second is one copy within the device). K and V one after the other, so that
+// the scratch holds the larger one. A row that is not made of whole words (q8_0 of 32 values: 34 bytes)
+// has no type that every backend gathers exactly: GET_ROWS widens all others to f32.
+#include "ra_repack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+static constexpr size_t RA_REPACK_MAX_NODES = 16;
+
+static void ra_move_rows(uint8_t * data, size_t row, int32_t dst, int32_t src, int32_t n) {
+    memmove(data + size_t(dst) * row, data + size_t(src) * row, size_t(n) * row);
+}
+
+ra_repacker::ra_repacker(const ra_memory & mem, ggml_backend_sched_t sched,
+                         std::vector<size_t> & measured)
+    : mem(mem), sched(sched) {
+    for (const ra_tensors & t : mem.tensors) {
+        pools.push_back({ t.k, IN_PLACE, &staging_k });
+        pools.push_back({ t.v, IN_PLACE, &staging_v });
+    }
+    for (pool & p : pools) {
+        p.how = p.rows != nullptr ? way_of(p.rows) : IN_PLACE;
+        if (p.how == STAGED) {
+            p.staging->resize(std::max(p.staging->size(), ggml_nbytes(p.rows)));
+        }
+    }
+    for (int32_t il = 0; il < mem.state()->n_layer; ++il) {
+        if (pools[2 * il].how == GATHERED || pools[2 * il + 1].how == GATHERED) {
+            reserve(il, measured);
+        }
+    }
+    ctx.reset();
+}
+
+int64_t ra_repacker::bytes() const {
+    return int64_t(src_of.capacity() * sizeof(int32_t) + meta.capacity() + staging_k.capacity() +
+                   staging_v.capacity() + pools.capacity() * sizeof(pool));
+}
+
+// ---------------------------------------------------------------------------------------------
+// graphs
+// ---------------------------------------------------------------------------------------------
+
+// the pool as 32-bit words [row bytes / 4, n_slots]: a view, retyped by hand
+ggml_tensor * ra_repacker::words_of(ggml_tensor * rows) {
+    ggml_tensor * t = ggml_view_2d(ctx.get(), rows, rows->ne[0], rows->ne[1], rows->nb[1], 0);
+    t->type         = GGML_TYPE_I32;
+    t->ne[0]        = int64_t(rows->nb[1] / sizeof(int32_t));
+    t->nb[0]        = sizeof(int32_t);
+    return t;
+}
+
+void ra_repacker::new_graph(int32_t n_slots) {
+    meta.resize(ggml_tensor_overhead() * RA_REPACK_MAX_NODES +
+                ggml_graph_overhead_custom(RA_REPACK_MAX_NODES, false));
+    ctx.reset(ggml_init({ meta.size(), meta.data(), /*.no_alloc =*/true }));
+    gf    = ggml_new_graph_custom(ctx.get(), RA_REPACK_MAX_NODES, false);
+    order = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_slots);
+    ggml_set_input(order);
+}
+
+void ra_repacker::add_gather(ggml_tensor * rows) {
+    ggml_tensor * gathered = ggml_get_rows(ctx.get(), words_of(rows), order);
+    ggml_build_forward_expand(gf, ggml_cpy(ctx.get(), gathered, words_of(rows)));
+}
+
+// how a pool is packed; STAGED also where its backend lacks an operation
+ra_repacker::way ra_repacker::way_of(ggml_tensor * rows) {
+    if (ggml_backend_buffer_is_host(rows->buffer) && !mem.gathers_always) {
+        return IN_PLACE;
+    }
+    if (rows->nb[1] % sizeof(int32_t) != 0) {
+        return STAGED;
+    }
+    new_graph((int32_t) rows->ne[1]);
+    add_gather(rows);
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        bool can = ggml_backend_supports_buft(backend, ggml_backend_buffer_get_type(rows->buffer));
+        for (int n = 0; n < ggml_graph_n_nodes(gf) && can; ++n) {
+            can = ggml_backend_supports_op(backend, ggml_graph_node(gf, n));
+        }
+        if (can) {
+            return GATHERED;
+        }
+    }
+    return STAGED;
+}
+
+// builds the graph of a layer, with the scratch that it takes
+void ra_repacker::build(int32_t il) {
+    new_graph(mem.state()->layers[il].n_slots);
+    for (int i = 2 * il; i < 2 * il + 2; ++i) {
+        if (pools[i].how == GATHERED) {
+            add_gather(pools[i].rows);
+        }
+    }
+    ggml_backend_sched_reset(sched);
+}
+
+// layer by layer: the scheduler keeps the largest
+void ra_repacker::reserve(int32_t il, std::vector<size_t> & measured) {
+    src_of.resize(size_t(mem.state()->n_slots_max));
+    build(il);
+    if (measured.empty()) {
+        if (!ggml_backend_sched_reserve(sched, gf)) {
+            throw std::runtime_error("failed to reserve the buffers for moving rows");
+        }
+        return;
+    }
+    std::vector<size_t> sizes(measured.size());
+    ggml_backend_sched_reserve_size(sched, gf, sizes.data());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        measured[i] = std::max(measured[i], sizes[i]);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// moves
+// ---------------------------------------------------------------------------------------------
+
+void ra_repacker::begin(int32_t il) {
+    std::iota(src_of.begin(), src_of.end(), 0);
+    for (int i = 2 * il; i < 2 * il + 2; ++i) {
+        const pool & p = pools[i];
+        if (p.how == STAGED) {
+            ggml_backend_tensor_get(p.rows, p.staging->data(), 0, ggml_nbytes(p.rows));
+        }
+    }
+}
+
+void ra_repacker::move(int32_t il, int32_t dst, int32_t src, int32_t n) {
+    for (int i = 2 * il; i < 2 * il + 2; ++i) {
+        const pool & p = pools[i];
+        if (p.how != GATHERED) {
+            ra_move_rows(p.how == STAGED ? p.staging->data() : (uint8_t *) p.rows->data,
+                         p.rows->nb[1], dst, src, n);
+        }
+    }
+    if (!src_of.empty()) {
+        ra_move_rows((uint8_t *) src_of.data(), sizeof(int32_t), dst, src, n);
+    }
+}
+
+ra_status ra_repacker::end(int32_t il) {
+    bool gathers = false;
+    for (int i = 2 * il; i < 2 * il + 2; ++i) {
+        const pool & p = pools[i];
+        gathers        = gathers || p.how == GATHERED;
+        if (p.how == STAGED) {
+            ggml_backend_tensor_set(p.rows, p.staging->data(), 0, ggml_nbytes(p.rows));
+        }
+    }
+    if (!gathers) {
+        return RA_STATUS_OK;
+    }
+    build(il);
+    for (int i = 0; mem.watch != nullptr && i < ggml_graph_n_nodes(gf); ++i) {
+        mem.watch(mem.watch_user, ggml_graph_node(gf, i));
+    }
+    if (ggml_backend_sched_alloc_graph(sched, gf)) {
+        ggml_backend_tensor_set(order, src_of.data(), 0, ggml_nbytes(order));
+        if (ggml_backend_sched_graph_compute(sched, gf) == GGML_STATUS_SUCCESS) {
+            return RA_STATUS_OK;
+        }
+    }
+    is_lost = true;
+    return ra_error(
+        RA_STATUS_COMPUTE,
+        "moving the rows of layer %d failed or was aborted: the cache was emptied, start "
+        "the sequence anew",
+        il);
+}
