@@ -20,8 +20,9 @@
 //   - That scan reads as many mask rows as the kernel has query columns (at most 16 for one token),
 //     also where the mask has one row: into the next head's mask, which only makes it leave out less,
 //     and behind the last mask: hence RA_MASK_TAIL.
-//   - f16 takes the tensor-core kernel, q8_0 and q4_0 the vector kernel, which reads them as they
-//     are; with an unpadded window they are first expanded to f16, n_head_kv windows of them.
+//   - f16 takes the tensor-core kernel (Ampere and older without GQA: the vector kernel), q8_0 and
+//     q4_0 the vector kernel, which reads them as they are; with an unpadded window they are first
+//     expanded to f16, n_head_kv windows of them.
 //   - Sinks are numbered by ne[2] alone, here the head within its group: a layer with sinks cannot
 //     be attended this way.
 #include "llama-context.h"
