@@ -106,6 +106,11 @@ DEFAULT_WEIGHTS = "q4_0"
 @click.option(
     "--unpatched", metavar="FOLDER", help="Also measure the llama.cpp libraries in this folder."
 )
+@click.option(
+    "--parts",
+    metavar="PART,...",
+    help="Measure only some of: decode, turns, prompt, load.  [default: all]",
+)
 @click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON.")
 @click.option("--plot", metavar="FILE", help="Draw tokens/s by depth: .png, .svg or .pdf.")
 @click.option("--markdown", metavar="FILE", help="Write the report that is printed.")
@@ -154,7 +159,7 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     load_library()  # before anything else needs llama_cpp: its errors say what to do
     from ..config import kv_type_id
     from .llama_bench import check_binary
-    from .measure import SPLITS, Settings, budget_arms
+    from .measure import PARTS, SPLITS, Settings, budget_arms
 
     def chosen(name: str) -> Any:
         value = arguments[name]
@@ -172,6 +177,10 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     for split in splits:
         if split not in SPLITS:
             raise ConfigError(f"--splits {split!r} is unknown: must be one of {', '.join(SPLITS)}")
+    parts = PARTS if arguments["parts"] is None else tuple(arguments["parts"].split(","))
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigError(f"--parts {part!r} is unknown: must be of {', '.join(PARTS)}")
     unpatched, bench = arguments["unpatched"], arguments["llama_bench"]
     if unpatched is not None and not Path(unpatched).is_dir():
         raise ConfigError(f"--unpatched {unpatched}: no such folder")
@@ -185,6 +194,7 @@ def _settings(arguments: dict[str, Any]) -> Settings:
         "buffer": arguments["buffer"],
         "n_buffers": arguments["buffers"],
         "prompts": _numbers("prompts", chosen("prompts"), 1),
+        "parts": parts,
         "repeat": chosen("repeat"),
         "n_threads": arguments["threads"] or _n_processors(),
         "n_gpu_layers": arguments["gpu_layers"],
@@ -240,14 +250,15 @@ def open_model(name: str, weights: str | None) -> Path:
 
 
 def _run(arguments: dict[str, Any], settings: Settings) -> int:
-    from .measure import measure, plan
+    from .measure import measure, plan, plan_turns
     from .report import build, markdown
 
     weights = None if arguments["shape"] not in SHAPES else arguments["weights"] or DEFAULT_WEIGHTS
     shape = Path(arguments["shape"]).name
     rows: list[Row] = []
     is_interrupted = False
-    n_jobs = (len(plan(settings)) + (settings.llama_bench is not None)) * settings.repeat
+    n_jobs = len(plan(settings)) + len(plan_turns(settings)) + (settings.llama_bench is not None)
+    n_jobs *= settings.repeat
     bar = click.progressbar(length=n_jobs, label="measuring", file=sys.stderr)
     with bar as progress:
         try:
