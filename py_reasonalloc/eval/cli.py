@@ -141,9 +141,10 @@ def main(**arguments: Any) -> int:
 
     servers = None if arguments["servers"] is None else read_servers(arguments["servers"])
     plan = make_plan(arguments)
-    with ResultsFile.open(Path(arguments["output"]), plan.settings) as results:
+    path, methods = Path(arguments["output"]), [arm.method for arm in plan.arms]
+    with ResultsFile.open(path, plan.settings, methods, plan.profiles) as results:
         _work(plan, results, arguments["jobs"], servers)
-    print_report([Path(arguments["output"])])
+    print_report([path])
     return 0
 
 

@@ -7,6 +7,8 @@ tables.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from ..config import (
 from ..errors import ConfigError
 from ..lookup import shipped_profiles
 from ..profiles import Profile, load_profile
+from .rows import arm_label
 
 #: The stock cache.
 FULL = "full"
@@ -64,7 +67,7 @@ class Arm(NamedTuple):
     budget: int
 
     def __str__(self) -> str:
-        return self.method if self.budget == 0 else f"{self.method}@{self.budget}"
+        return arm_label(self.method, self.budget)
 
 
 class Common(NamedTuple):
@@ -211,3 +214,28 @@ def setup_of(arm: Arm, common: Common) -> Setup:
         return Setup(BudgetConfig(**fields), kv_type)
     except ConfigError as error:
         raise ConfigError(f"{arm}: {error}") from None
+
+
+def profile_of(method: str) -> str | None:
+    """Return what a method calls its layer profile: a name or file, "" for the common one.
+
+    None: it uses none. The label is not checked: it may be of a method that is not known here.
+    """
+    name, *pairs = method.split("+")
+    options = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    layers = options.get("layers", METHODS.get(name, {}).get("layers"))
+    return options.get("profile", "") if layers == "wave" else None
+
+
+def profile_digest(setup: Setup) -> str | None:
+    """Return 16 hexadecimal digits that name the profile that splits a cache; None: none does.
+
+    Of what the split depends on: the same curve measured again is the same profile.
+    """
+    config = setup.config
+    if config is None or config.layers != "wave" or not isinstance(config.profile, Profile):
+        return None
+    profile = config.profile
+    values = [round(demand, 6) for demand in profile.demand]
+    values += [profile.gamma, profile.clip_lo, profile.clip_hi]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

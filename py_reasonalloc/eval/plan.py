@@ -17,7 +17,7 @@ from ..lookup import resolve_profile
 from ..modelfile import encode_prompt, open_vocabulary, trained_context
 from .answers import judge_for
 from .datasets import DEMO_DATASET, Dataset, load_dataset
-from .methods import Arm, Common, parse_arms, setup_of
+from .methods import Arm, Common, parse_arms, profile_digest, profile_of, setup_of
 from .rows import RowKey
 from .run import plan_tasks
 from .worker import Job, Task
@@ -44,12 +44,15 @@ class Plan(NamedTuple):
         Texts per arm and problem.
     settings : dict
         What a results file must have been made with for this run to go on in it.
+    profiles : dict
+        Layer profiles of the arms; see `profiles_of`.
     """
 
     job: Job
     arms: tuple[Arm, ...]
     n_samples: int
     settings: dict[str, Any]
+    profiles: dict[str, str]
 
     def tasks(self, done: Iterable[RowKey]) -> list[Task]:
         """Return what is left to decode; see `plan_tasks`."""
@@ -121,7 +124,13 @@ def make_plan(arguments: dict[str, Any]) -> Plan:
         "protect_prompt": n_protect,
         "profile": None if profile is None else [round(d, 6) for d in profile.demand],
     }
-    return Plan(job, arms, chosen["samples"], settings)
+    profiles = {
+        called: digest
+        for arm, setup in job.setups.items()
+        if (called := profile_of(arm.method)) is not None
+        and (digest := profile_digest(setup)) is not None
+    }
+    return Plan(job, arms, chosen["samples"], settings, profiles)
 
 
 def _settings(chosen: dict[str, Any], dataset: Dataset, job: Job) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from py_reasonalloc.errors import ConfigError
+from py_reasonalloc.eval.cli import main
 from py_reasonalloc.eval.results import read_results
+from py_reasonalloc.profiles import profiles_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Short texts: they are cut off, which is no matter here.
@@ -150,6 +153,31 @@ def test_interrupt_ends_promptly_and_keeps_what_is_done(tmp_path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in err
     assert 2 <= len(read_results(path).rows) < 250
+
+
+def here(*arguments: object) -> None:
+    """Run the command in this process."""
+    main.main([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def test_a_profile_file_that_has_changed_is_refused(tmp_path, capsys) -> None:
+    profile, path = tmp_path / "p.json", tmp_path / "r.jsonl"
+    shipped = [profiles_folder() / f"demo-reasoner{end}.json" for end in ("", "-horizon")]
+    profile.write_bytes(shipped[0].read_bytes())
+    command = ["demo", "-o", path, "--max-tokens", 5, "--methods"]
+    own = [*command, f"wave+profile={profile}@96", "--limit"]
+    here(*own, 1, "--profile", shipped[0])
+    rows = read_results(path).rows
+    profile.write_bytes(shipped[1].read_bytes())
+    with pytest.raises(ConfigError, match=f"before {profile} changed"):
+        here(*own, 2, "--profile", shipped[0])
+    assert read_results(path).rows == rows and len(rows[0].profile) == 16
+    # the common profile is nobody's yet
+    here(*command, "rkv@96", "--limit", 1, "--profile", shipped[1])
+    with pytest.raises(ConfigError, match=r"profile = \[2.813.* there, \[34"):
+        here(*command, "reasonalloc@96", "--limit", 1, "--profile", shipped[1])
+    here(*command, "reasonalloc@96", "--limit", 1, "--profile", shipped[0])
+    assert [row.profile is None for row in read_results(path).rows] == [False, True, False]
 
 
 def test_other_settings_are_refused(finished) -> None:
