@@ -150,26 +150,17 @@ def main(**arguments: Any) -> int:
 
 def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: list[Server] | None) -> None:
     """Decode what is left; each row goes into the file as it comes."""
+    from .progress import Progress
+
     tasks = plan.tasks(results.done)
-    n_all = len(plan.tasks(()))
-    bar = click.progressbar(
-        length=n_all,
-        label=f"{len(plan.arms)} arms",
-        item_show_func=lambda text: text,
-        file=sys.stderr,
-        width=24,
-    )
-    tally: dict[tuple[str, int], list[bool]] = {}
-    for row in results.done.values():
-        tally.setdefault((row.method, row.budget), []).append(row.correct)
-    with bar as progress, closing(_solve(plan, tasks, n_jobs, servers)) as rows:
-        progress.update(n_all - len(tasks))
+    done = [row for row in results.done.values() if (row.method, row.budget) in plan.arms]
+    with (
+        Progress(len(tasks), len(plan.arms), done) as progress,
+        closing(_solve(plan, tasks, n_jobs, servers)) as rows,
+    ):
         for row in rows:
             results.append(row)
-            right = tally.setdefault((row.method, row.budget), [])
-            right.append(row.correct)
-            share = f"{sum(right) / len(right):.0%} of {len(right)}"
-            progress.update(1, f"{row.method} {row.budget or ''} {share}")
+            progress.add(row)
 
 
 def _solve(
