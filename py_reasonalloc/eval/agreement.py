@@ -101,9 +101,8 @@ def protection_there(other: Results) -> int | None:
     value = other.settings.get(PROTECT_PROMPT)
     if value is not None:
         return int(value)
-    known = [row for row in other.rows if row.budget > 0 and row.n_protect is not None]
-    cut = [row.n_protect for row in known if row.n_protect < row.n_prompt]  # type: ignore[operator]
-    return cut[0] if cut else None
+    known = [row.n_protect for row in other.rows if row.budget > 0 and row.n_protect is not None]
+    return max(known, default=None)
 
 
 def _value(settings: dict[str, Any], name: str) -> str:

@@ -25,6 +25,9 @@ from ..lookup import shipped_profiles
 from ..profiles import Profile, load_profile
 from .rows import arm_label
 
+#: More tokens than any cache holds; Python takes long for numbers of very many digits.
+_MAX_DIGITS = 15
+
 #: The stock cache.
 FULL = "full"
 #: Method -> fields of its `BudgetConfig`. Every policy name is a method, too: uniform budgets.
@@ -100,6 +103,11 @@ class Setup(NamedTuple):
     kv_type: str
 
 
+def read_count(text: str) -> int | None:
+    """Return a number written in the digits 0 to 9; None if the text is anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
+
+
 def method_names() -> tuple[str, ...]:
     """Return all names, the full cache first."""
     return (FULL, *policy_names(), *METHODS)
@@ -141,9 +149,10 @@ def parse_arms(methods: Iterable[str], budgets: Iterable[int]) -> tuple[Arm, ...
                 raise ConfigError(f"{text}: the full cache has no budget")
             first.append(Arm(label, 0))
         elif at:
-            if not number.isdigit() or int(number) == 0:
+            budget = read_count(number)
+            if not budget:
                 raise ConfigError(f"{text}: {number!r} is not a number of tokens")
-            first.append(Arm(label, int(number)))
+            first.append(Arm(label, budget))
         elif not budgets:
             raise ConfigError(f"{text} needs a budget: pass --budgets, e.g. 128,256,512")
         else:

@@ -99,6 +99,8 @@ class ResultsFile:
     ) -> ResultsFile:
         """Make a file, or go on with one that was made with the same settings.
 
+        One without any row gets the new settings.
+
         Parameters
         ----------
         path : path-like
@@ -133,10 +135,15 @@ class ResultsFile:
             reader = io.BufferedReader(file)
             found = read_lines(reader, target, keep_texts=False)
             reader.detach()
-            check_same(json.loads(header)["settings"], found, methods, profiles)
-            file.truncate(found.n_bytes)
+            n_bytes = found.n_bytes
+            if found.rows:
+                check_same(json.loads(header)["settings"], found, methods, profiles)
+            else:  # of a run that failed before it had anything
+                file.seek(0)
+                n_bytes = file.write(header)
+            file.truncate(n_bytes)
             _sync(file.fileno())
-            file.seek(found.n_bytes)
+            file.seek(n_bytes)
         except OSError as error:
             file.close()
             raise _cannot_write(target, error) from None

@@ -101,9 +101,21 @@ def solve_on_servers(
     Raises
     ------
     ConfigError
-        There is a task that no server does, or a server for an arm that is none; httpx is missing.
+        See `check_servers`.
     ReasonAllocError
         A server refuses a request, or is not what the file says; or none is left for a task.
+    """
+    httpx = check_servers(job, tasks, servers)
+    return _judged(job, tasks, _Dispatcher(httpx, job, tasks, servers, pauses))
+
+
+def check_servers(job: Job, tasks: Sequence[Task], servers: Sequence[Server]) -> ModuleType:
+    """Check what can be checked before anything is sent; return httpx.
+
+    Raises
+    ------
+    ConfigError
+        There is a task that no server does, or a server for an arm that is none; httpx is missing.
     """
     httpx = _import_httpx()
     labelled = {server.arm for server in servers if server.arm is not None}
@@ -119,7 +131,7 @@ def solve_on_servers(
         for task in tasks:
             if task.arm not in labelled:
                 raise ConfigError(f"no server does {task.arm}: add a line URL, or URL {task.arm}")
-    return _judged(job, tasks, _Dispatcher(httpx, job, tasks, servers, pauses))
+    return httpx
 
 
 def _import_httpx() -> ModuleType:
