@@ -12,7 +12,7 @@
 static constexpr int64_t RA_SCORE_VALUES = int64_t(1) << 20;
 
 static constexpr size_t RA_SCORE_MAX_NODES = 512;
-static constexpr size_t RA_SCORE_MAX_JOBS  = RA_SCORE_MAX_NODES / 3 - 8;
+static constexpr size_t RA_SCORE_MAX_JOBS  = RA_SCORE_MAX_NODES / 4 - 8;
 
 // of each tensor, so that a sum of sizes holds on every backend
 static constexpr size_t RA_SCORE_ALIGN = 256;
@@ -26,11 +26,17 @@ static int64_t ra_pad(int64_t n) {
     return GGML_PAD(n, 16);
 }
 
-// rows of the cosine matrix per product: of n_kv rows eight blocks, so that little more than the upper
+// rows of the cosine matrix per product: of n_kv new rows eight blocks, so that little more than a
 // triangle is computed
 static int64_t ra_block_rows(int64_t n_kv) {
     const int64_t most = std::max<int64_t>(16, RA_SCORE_VALUES / ra_pad(n_kv) / 16 * 16);
     return std::min(ra_pad(std::max<int64_t>(32, n_kv / 8)), most);
+}
+
+// rows gathered for a product, and their indices
+static size_t ra_again_bytes(int64_t dim, int64_t n_rows) {
+    return GGML_PAD(size_t(dim * n_rows) * sizeof(float), RA_SCORE_ALIGN) +
+           GGML_PAD(size_t(n_rows) * sizeof(int32_t), RA_SCORE_ALIGN);
 }
 
 // most tokens that a head of layer il can hold: with an allocator that moves capacity, up to clip_hi
@@ -61,22 +67,26 @@ size_t ra_scorer::most_job_bytes(int32_t il, uint32_t needs) const {
     if (needs & RA_FEATURE_ATTN_LOGITS) {
         n = n_pad * c->n_ring * (mem.tensors[il].n_head / mem.tensors[il].n_head_kv);
     }
+    size_t n_again = 0;
     if (needs & RA_FEATURE_KEY_SIM) {
-        const int64_t n_rows = ra_pad(std::max<int64_t>(32, n_kv / 8));
-        n = std::max({ n, 16 * n_pad, std::min(n_rows * n_pad, RA_SCORE_VALUES) });
+        const int64_t n_rows = ra_block_rows(n_kv);
+        n                    = std::max(n, n_rows * n_pad);
+        n_again              = ra_again_bytes(mem.tensors[il].k->ne[0], n_rows);
     }
-    return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN);
+    return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN) + n_again;
 }
 
 size_t ra_scorer::job_bytes(int32_t il, const job & j) const {
-    int64_t n = 0;
+    const ra_tensors & t       = mem.tensors[il];
+    int64_t            n       = 0;
+    size_t             n_again = 0;
     if (j.kind == JOB_LOGITS) {
-        const ra_tensors & t = mem.tensors[il];
-        n                    = ra_pad(j.n_kv) * mem.state()->n_ring * (t.n_head / t.n_head_kv);
-    } else if (j.kind == JOB_COSINES) {
-        n = ra_pad(j.n_kv - j.row0) * j.n_rows;
+        n = ra_pad(j.n_kv) * mem.state()->n_ring * (t.n_head / t.n_head_kv);
+    } else if (j.kind == JOB_COSINES || j.kind == JOB_COSINES_AGAIN) {
+        n       = ra_pad(j.n_kv) * j.n_rows;
+        n_again = j.kind == JOB_COSINES_AGAIN ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;
     }
-    return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN);
+    return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN) + n_again;
 }
 
 ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, bool measure)
@@ -124,7 +134,7 @@ void ra_scorer::reserve(uint32_t needs, bool measure) {
         for (int32_t & n : full) {
             n += c->settings.cfg.buffer;
         }
-        list_jobs(full.data(), l.n_head_kv, needs);
+        list_jobs(full.data(), l.budget, l.n_head_kv, needs);
         size_t n_bytes = 0;
         for (const job & j : jobs) {
             n_bytes += job_bytes(il, j);
@@ -142,7 +152,9 @@ void ra_scorer::reserve(uint32_t needs, bool measure) {
     key_sim.resize(needs & RA_FEATURE_KEY_SIM ? c->n_slots_max : 0);
     key_cos.resize(needs & RA_FEATURE_KEY_COS ? c->n_slots_max : 0);
     value_norm.resize(needs & RA_FEATURE_VALUE_NORM ? c->n_slots_max : 0);
-    open.resize(key_sim.size());
+    newer.resize(key_sim.size());
+    older.resize(key_sim.size());
+    again.resize(key_sim.size());
     dim_sum.resize(needs_cos ? dim : 0);
     if (!is_host) {
         staging.resize(std::max(max_out / sizeof(float), size_t(c->n_slots_max) * dim));
@@ -177,7 +189,10 @@ void ra_scorer::reserve(uint32_t needs, bool measure) {
 }
 
 int64_t ra_scorer::bytes() const {
-    int64_t n = (int64_t) (meta.capacity() + open.capacity() * sizeof(int32_t));
+    int64_t n = (int64_t) meta.capacity();
+    for (const auto * values : { &newer, &older, &again }) {
+        n += (int64_t) (values->capacity() * sizeof(int32_t));
+    }
     for (const auto * values : { &logits, &key_sim, &key_cos, &value_norm, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
@@ -196,7 +211,8 @@ int64_t ra_scorer::bytes() const {
 // ---------------------------------------------------------------------------------------------
 
 // logits of all heads first: they want the keys as they are
-void ra_scorer::list_jobs(const int32_t * n_kv, int32_t n_head_kv, uint32_t needs) {
+void ra_scorer::list_jobs(const int32_t * n_kv, const int32_t * n_old, int32_t n_head_kv,
+                          uint32_t needs) {
     jobs.clear();
     for (int32_t ih = 0; ih < n_head_kv && (needs & RA_FEATURE_ATTN_LOGITS); ++ih) {
         if (n_kv[ih] > 0) {
@@ -204,23 +220,36 @@ void ra_scorer::list_jobs(const int32_t * n_kv, int32_t n_head_kv, uint32_t need
         }
     }
     for (int32_t ih = 0; ih < n_head_kv; ++ih) {
-        if (n_kv[ih] == 0) {
-            continue;
+        // newest rows first, as ra_alike_compare_new() wants them
+        const int32_t n_block = (int32_t) ra_block_rows(n_kv[ih]);
+        for (int32_t end = n_kv[ih]; end > n_old[ih] && (needs & RA_FEATURE_KEY_SIM);) {
+            const int32_t n_rows = std::min(n_block, end - n_old[ih]);
+            jobs.push_back({ JOB_COSINES, ih, end, end - n_rows, n_rows });
+            end -= n_rows;
         }
-        if (needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS)) {
+        if (n_kv[ih] > 0 && (needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS))) {
             jobs.push_back({ JOB_COS_SUMS, ih, n_kv[ih], 0, 0 });
         }
-        // newest rows first, as ra_key_sim_rows() wants them
-        const int32_t n_rows = (int32_t) ra_block_rows(n_kv[ih]);
-        for (int32_t end = n_kv[ih]; end > 0 && (needs & RA_FEATURE_KEY_SIM);) {
-            const int32_t row0 = (end - 1) / n_rows * n_rows;
-            jobs.push_back({ JOB_COSINES, ih, n_kv[ih], row0, end - row0 });
-            end = row0;
-        }
-        if (needs & RA_FEATURE_VALUE_NORM) {
+        if (n_kv[ih] > 0 && (needs & RA_FEATURE_VALUE_NORM)) {
             jobs.push_back({ JOB_VALUE_NORMS, ih, n_kv[ih], 0, 0 });
         }
     }
+}
+
+// compares tokens of head ih again, if that is needed; false: it is not
+bool ra_scorer::list_jobs_again(int32_t il, int32_t ih) {
+    const int32_t n_kv = mem.state()->layers[il].used[ih];
+    const size_t  at   = tokens_at[ih];
+    const int32_t n =
+        ra_alike_list_unknown(n_old[ih], newer.data() + at, older.data() + at, again.data() + at);
+    const int32_t n_block = (int32_t) ra_block_rows(n_kv);
+    for (int32_t i = 0; i < n; i += n_block) {
+        jobs_next.push_back({ JOB_COSINES_AGAIN, ih, n_old[ih], i, std::min(n_block, n - i) });
+    }
+    if (n > 0) {
+        jobs_next.push_back({ JOB_COS_SUMS, ih, n_kv, 0, 0 });
+    }
+    return n > 0;
 }
 
 ggml_cgraph * ra_scorer::new_graph() {
@@ -301,9 +330,22 @@ void ra_scorer::add_job(int32_t il, shared & s, job & j) {
             ggml_tensor * unit = unit_of(il, s);
             ggml_tensor * rows = ggml_view_2d(ctx.get(), unit, unit->ne[0], j.n_rows, unit->nb[1],
                                               size_t(row + j.row0) * unit->nb[1]);
-            ggml_tensor * keys =
-                ra_rows_padded(ctx.get(), unit, row + j.row0, j.n_kv - j.row0, &j.skip);
-            j.out    = ggml_mul_mat(ctx.get(), keys, rows);
+            j.out = ggml_mul_mat(ctx.get(), ra_rows_padded(ctx.get(), unit, row, j.n_kv, &j.skip),
+                                 rows);
+            j.stride = j.out->ne[0];
+            break;
+        }
+        case JOB_COSINES_AGAIN: {
+            ggml_tensor * unit = unit_of(il, s);
+            ggml_tensor * head = ggml_view_2d(ctx.get(), unit, unit->ne[0], j.n_kv, unit->nb[1],
+                                              size_t(row) * unit->nb[1]);
+            j.index            = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, j.n_rows);
+            ggml_set_input(j.index);
+            ggml_set_output(j.index);
+            ggml_tensor * rows = ggml_get_rows(ctx.get(), head, j.index);
+            ggml_set_output(rows);
+            j.out = ggml_mul_mat(ctx.get(), ra_rows_padded(ctx.get(), unit, row, j.n_kv, &j.skip),
+                                 rows);
             j.stride = j.out->ne[0];
             break;
         }
@@ -342,7 +384,23 @@ ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs, int32_t n_obs) {
         logits_at[ih] = logits_at[ih - 1] + n_query * size_t(l.used[ih - 1]);
         tokens_at[ih] = tokens_at[ih - 1] + size_t(l.used[ih - 1]);
     }
-    list_jobs(l.used, l.n_head_kv, needs);
+    n_old.assign(l.n_head_kv, 0);
+    for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_FEATURE_KEY_SIM); ++ih) {
+        n_old[ih] =
+            ra_alike_begin(l.used[ih], l.pos + l.offset[ih], l.n_pos_scored, l.alike + l.offset[ih],
+                           newer.data() + tokens_at[ih], older.data() + tokens_at[ih]);
+    }
+    list_jobs(l.used, n_old.data(), l.n_head_kv, needs);
+    ra_status st = RA_STATUS_OK;
+    while (!jobs.empty() && st == RA_STATUS_OK) {
+        jobs_next.clear();
+        st = run_jobs(il, n_obs);
+        jobs.swap(jobs_next);
+    }
+    return st;
+}
+
+ra_status ra_scorer::run_jobs(int32_t il, int32_t n_obs) {
     for (size_t begin = 0; begin < jobs.size();) {
         ggml_cgraph * gf  = nullptr;
         const size_t  end = build(il, begin, &gf);
@@ -352,6 +410,12 @@ ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs, int32_t n_obs) {
         ggml_backend_sched_reset(sched.get());
         if (!ggml_backend_sched_alloc_graph(sched.get(), gf)) {
             return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring layer %d", il);
+        }
+        for (size_t i = begin; i < end; ++i) {
+            if (jobs[i].index != nullptr) {
+                const int32_t * rows = again.data() + tokens_at[jobs[i].ih] + jobs[i].row0;
+                ggml_backend_tensor_set(jobs[i].index, rows, 0, ggml_nbytes(jobs[i].index));
+            }
         }
         const ggml_status st = ggml_backend_sched_graph_compute(sched.get(), gf);
         if (st != GGML_STATUS_SUCCESS) {
@@ -402,22 +466,31 @@ void ra_scorer::read_cos_sums(int32_t il, const job & j) {
     const size_t  at   = tokens_at[j.ih];
     float *       sums = (key_cos.empty() ? key_sim : key_cos).data() + at;
     ra_key_cos_sums(j.n_kv, dim, unit, dim_sum.data(), sums);
-    n_open = 0;
+    // in the end: the newest look-alike of every token must be known
+    if (!key_sim.empty() && !list_jobs_again(il, j.ih)) {
+        const ra_layer & l   = mem.state()->layers[il];
+        float *          acc = key_sim.data() + at;
+        std::copy_n(sums, sums == acc ? 0 : j.n_kv, acc);
+        ra_alike_finish(j.n_kv, dim, unit, l.pos + l.offset[j.ih], newer.data() + at,
+                        older.data() + at, acc, l.alike + l.offset[j.ih]);
+    }
     if (!key_cos.empty()) {
-        if (!key_sim.empty()) {
-            std::copy_n(sums, j.n_kv, key_sim.data() + at);
-        }
         std::for_each(sums, sums + j.n_kv, [&](float & sum) { sum /= float(j.n_kv); });
     }
 }
 
 void ra_scorer::read_cosines(const job & j) {
-    const float * rows = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv - j.row0);
-    float *       acc  = key_sim.data() + tokens_at[j.ih];
-    ra_key_sim_rows(j.n_kv, j.row0, j.n_rows, rows, (int32_t) j.stride,
-                    mem.state()->settings.cfg.sim_threshold, acc, open.data(), &n_open);
-    if (j.row0 == 0) {
-        std::for_each(acc, acc + j.n_kv, [&](float & sum) { sum /= float(j.n_kv); });
+    const float * rows      = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
+    const size_t  at        = tokens_at[j.ih];
+    const float   threshold = mem.state()->settings.cfg.sim_threshold;
+    if (j.kind == JOB_COSINES) {
+        ra_alike_compare_new(n_old[j.ih], j.row0, j.n_rows, rows, (int32_t) j.stride, threshold,
+                             newer.data() + at, older.data() + at);
+        return;
+    }
+    for (int32_t r = 0; r < j.n_rows; ++r) {
+        ra_alike_compare_again(j.n_kv, again[at + size_t(j.row0 + r)], rows + r * j.stride,
+                               threshold, newer.data() + at, older.data() + at);
     }
 }
 
@@ -425,7 +498,8 @@ void ra_scorer::read(int32_t il, const job & j, int32_t n_obs) {
     switch (j.kind) {
         case JOB_LOGITS: return read_logits(il, j, n_obs);
         case JOB_COS_SUMS: return read_cos_sums(il, j);
-        case JOB_COSINES: return read_cosines(j);
+        case JOB_COSINES:
+        case JOB_COSINES_AGAIN: return read_cosines(j);
         case JOB_VALUE_NORMS: {
             std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + tokens_at[j.ih]);
             break;
