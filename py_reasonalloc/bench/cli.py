@@ -69,6 +69,13 @@ DEFAULT_WEIGHTS = "q4_0"
     metavar="even,uneven",
     help="How budgets are split: the same everywhere; layers along a wave and adaptive heads.",
 )
+@click.option(
+    "--attention",
+    default="auto",
+    show_default=True,
+    metavar="auto,head,layer",
+    help="Over heads that differ: one operation per KV head, or one masked operation per layer.",
+)
 @click.option("--policy", default="rkv", show_default=True, help="Of the budgeted caches.")
 @click.option("--buffer", type=int, default=128, show_default=True, help="Between compressions.")
 @click.option(
@@ -157,7 +164,7 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     from .._lib import load_library
 
     load_library()  # before anything else needs llama_cpp: its errors say what to do
-    from ..config import kv_type_id
+    from ..config import BudgetConfig, kv_type_id
     from .llama_bench import check_binary
     from .measure import PARTS, SPLITS, Settings, budget_arms
 
@@ -190,6 +197,7 @@ def _settings(arguments: dict[str, Any]) -> Settings:
         "stock_types": stock,
         "kv_type": arguments["kv_type"],
         "splits": splits,
+        "attention": tuple(dict.fromkeys(arguments["attention"].split(","))),
         "policy": arguments["policy"],
         "buffer": arguments["buffer"],
         "n_buffers": arguments["buffers"],
@@ -205,6 +213,8 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     }
     # before a large file is written: what can be refused without it
     budget_arms(Settings(model=Path(), **{**options, "splits": ("even",)}))
+    for attention in options["attention"]:
+        BudgetConfig(attention=attention)
     settings = Settings(model=open_model(arguments["shape"], arguments["weights"]), **options)
     budget_arms(settings)
     return settings

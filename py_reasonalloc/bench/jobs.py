@@ -34,7 +34,7 @@ class Arm:
         Tokens per KV head; None: the stock cache.
     buffer : int
         Tokens between compressions.
-    policy, heads : str
+    policy, heads, attention : str
         See `BudgetConfig`.
     layers : str or tuple of int
         See `BudgetConfig`.
@@ -51,6 +51,7 @@ class Arm:
     policy: str = "rkv"
     layers: str | tuple[int, ...] = "uniform"
     heads: str = "uniform"
+    attention: str = "auto"
     n_ubatch: int = N_BATCH
     library: str | None = None
 
@@ -72,6 +73,7 @@ class Arm:
             policy=self.policy,
             layers=self.layers,
             heads=self.heads,
+            attention=self.attention,
         )
 
     def n_fill(self) -> int:

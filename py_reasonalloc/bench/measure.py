@@ -46,6 +46,8 @@ class Settings:
         Type of the budgeted caches.
     splits : tuple of str
         "even": the same budget everywhere; "uneven": layers along a wave, heads adaptive.
+    attention : tuple of str
+        Ways to attend over heads that differ, see `BudgetConfig`.
     policy : str
         Of the budgeted arms.
     buffer : int
@@ -76,6 +78,7 @@ class Settings:
     stock_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
     kv_type: str = "f16"
     splits: tuple[str, ...] = ("even",)
+    attention: tuple[str, ...] = ("auto",)
     policy: str = "rkv"
     buffer: int = 128
     n_buffers: int = 3
@@ -148,18 +151,25 @@ def budget_arms(settings: Settings) -> list[Arm]:
 
         n_layer = read_identity(settings.model).n_layer
     for budget in settings.budgets:
-        for split in settings.splits:
+        # heads that are alike are always attended together
+        for split, attention in [
+            (split, attention)
+            for split in settings.splits
+            for attention in (settings.attention if split == "uneven" else ("auto",))
+        ]:
             words = [f"budget {budget}"]
             words += [settings.kv_type] if settings.kv_type != "f16" else []
             words += [split] if split != "even" else []
+            way = f", {attention}" if attention != "auto" else ""
             arm = Arm(
-                " ".join(words),
+                " ".join(words) + way,
                 kv_type=settings.kv_type,
                 budget=budget,
                 buffer=settings.buffer,
                 policy=settings.policy,
                 layers=wave_layers(n_layer, budget) if split == "uneven" else "uniform",
                 heads="adaptive" if split == "uneven" else "uniform",
+                attention=attention,
                 n_ubatch=min(settings.buffer, Arm.n_ubatch),
             )
             arm.config()  # a value out of range shows before anything runs
