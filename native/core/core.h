@@ -45,23 +45,64 @@ void ra_softmax(int32_t n, float * x);
  * padding. kernel odd. dst must not overlap src. */
 void ra_max_pool(int32_t n, int32_t kernel, const float * src, float * dst);
 
+/* a . b of n values, in eight running sums */
+float ra_dot(int32_t n, const float * a, const float * b);
+
 /* out[j] = sum over i of unit_i . unit_j, i = j included: sums of cosines in linear time.
  *   unit [n_kv, head_dim]  keys of a head, normalised
  *   sum  [head_dim]        scratch */
 void ra_key_cos_sums(int32_t n_kv, int32_t head_dim, const float * unit, float * sum, float * out);
 
-/* One pass of the redundancy of R-KV (arXiv:2505.24133, sec. 3) over a block of rows of the cosine
- * matrix of one head's keys, of which only the upper triangle is read. Blocks come newest first:
- * i0 + n_rows is n_kv in the first one, and the i0 of the block before in each other.
- *   cos   cos[r * stride + c] is the cosine of keys i0 + r and i0 + c, c in [r, n_kv - i0)
- *   acc   [n_kv] in/out: ra_key_cos_sums() before the first block
- *   open  [n_kv] in/out: the *n_open tokens that are like no token seen so far; none at first
- * Of row i, the diagonal counts 0, and so does the most recent other token whose cosine exceeds
- * threshold: the newest of a group of look-alikes is not charged by it and survives.
- * After all rows, acc[j] / n_kv is the mean similarity of token j. Differs from the authors' code:
- * where no token exceeds the threshold, theirs zeroes column 0; ours nothing. */
-void ra_key_sim_rows(int32_t n_kv, int32_t i0, int32_t n_rows, const float * cos, int32_t stride,
-                     float threshold, float * acc, int32_t * open, int32_t * n_open);
+/* --- alike.c --------------------------------------------------------------------------------
+ *
+ * The redundancy of R-KV (arXiv:2505.24133, sec. 3): of row i of a head's cosine matrix, the
+ * diagonal counts 0, and so does the most recent other token whose cosine exceeds a threshold: the
+ * newest of a group of look-alikes is not charged by it and survives. Token j's similarity is the
+ * mean of column j. Differs from the authors' code: where no token exceeds the threshold, theirs
+ * zeroes column 0; ours nothing.
+ *
+ * One head after another: _begin, _compare_new for blocks of rows, newest block first,
+ * _list_unknown, _compare_again for each that it lists, _finish. Indices are those of the head's
+ * n_kv tokens in position order; the first n_old of them were compared with each other before.
+ *   newer, older [n_kv]  most recent newer, and older, token that each token is like: an index, or
+ *                        one of the two below. `older` is looked for where there is no newer one. */
+enum {
+    RA_ALIKE_NONE    = -1,
+    RA_ALIKE_UNKNOWN = -2,
+};
+
+/* What is kept of a token between compressions: positions of those two tokens, or as above. */
+typedef struct ra_alike {
+    int32_t newer;
+    int32_t older;
+} ra_alike;
+
+/* Starts a head from what is kept of it. Returns n_old.
+ *   pos          [n_kv] positions, ascending
+ *   n_pos_scored positions below it were there at the last comparison. What is kept must be of then;
+ *                of tokens from there on it is not read, and may point to tokens that are gone
+ *   seen         [n_kv] what is kept */
+int32_t ra_alike_begin(int32_t n_kv, const int32_t * pos, int32_t n_pos_scored,
+                       const ra_alike * seen, int32_t * newer, int32_t * older);
+
+/* Compares new tokens [row0, row0 + n_rows), row0 >= n_old, with all older ones.
+ *   cos  cos[r * stride + i] is the cosine of tokens row0 + r and i, i in [0, row0 + r) */
+void ra_alike_compare_new(int32_t n_old, int32_t row0, int32_t n_rows, const float * cos,
+                          int32_t stride, float threshold, int32_t * newer, int32_t * older);
+
+/* list [n_old]: tokens that must be compared with the old ones again; returns how many. */
+int32_t ra_alike_list_unknown(int32_t n_old, const int32_t * newer, const int32_t * older,
+                              int32_t * list);
+
+/* Compares token i < n_old with the old ones; row [n_old]: its cosines with them. */
+void ra_alike_compare_again(int32_t n_old, int32_t i, const float * row, float threshold,
+                            int32_t * newer, int32_t * older);
+
+/* acc [n_kv] in: ra_key_cos_sums(); out: the mean similarity of each token.
+ *   unit [n_kv, head_dim]  keys, normalised
+ *   seen [n_kv] out        what to keep; NULL: nothing */
+void ra_alike_finish(int32_t n_kv, int32_t head_dim, const float * unit, const int32_t * pos,
+                     const int32_t * newer, const int32_t * older, float * acc, ra_alike * seen);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,4 @@
-/* numerics.c - softmax, max-pool and the similarity sums that the policies share */
+/* numerics.c - softmax, max-pool, products and sums that the policies share */
 #include "core.h"
 
 #include <math.h>
@@ -33,7 +33,7 @@ void ra_max_pool(int32_t n, int32_t kernel, const float * src, float * dst) {
 }
 
 /* eight running sums, so that compilers may use vector registers */
-static float ra_dot_lanes(int32_t n, const float * a, const float * b) {
+float ra_dot(int32_t n, const float * a, const float * b) {
     float   lane[8] = { 0.0f };
     int32_t i       = 0;
     for (; i + 8 <= n; i += 8) {
@@ -59,50 +59,6 @@ void ra_key_cos_sums(int32_t n_kv, int32_t head_dim, const float * unit, float *
         }
     }
     for (int32_t j = 0; j < n_kv; ++j) {
-        out[j] = ra_dot_lanes(head_dim, unit + (size_t) j * (size_t) head_dim, sum);
-    }
-}
-
-/* last i with x[i] > threshold, or -1 */
-static int32_t ra_last_above(int32_t n, const float * x, float threshold) {
-    for (; n >= 32; n -= 32) {
-        int32_t n_above = 0;
-        for (int32_t k = n - 32; k < n; ++k) {
-            n_above += x[k] > threshold;
-        }
-        if (n_above > 0) {
-            break;
-        }
-    }
-    while (n > 0 && !(x[n - 1] > threshold)) {
-        --n;
-    }
-    return n - 1;
-}
-
-void ra_key_sim_rows(int32_t n_kv, int32_t i0, int32_t n_rows, const float * cos, int32_t stride,
-                     float threshold, float * acc, int32_t * open, int32_t * n_open) {
-    for (int32_t r = n_rows - 1; r >= 0; --r) {
-        const int32_t i    = i0 + r;
-        const float * row  = cos + (size_t) r * (size_t) stride; /* row[j - i0] is key j's */
-        const int32_t last = i + 1 + ra_last_above(n_kv - i - 1, row + r + 1, threshold);
-        acc[i] -= row[r];
-        if (last == i) { /* like no newer token */
-            open[(*n_open)++] = i;
-            continue;
-        }
-        acc[last] -= row[last - i0];
-        /* for newer tokens that were like none so far, i is the most recent one */
-        int32_t n_left = 0;
-        for (int32_t k = 0; k < *n_open; ++k) {
-            const float alike = row[open[k] - i0];
-            open[n_left]      = open[k];
-            if (alike > threshold) {
-                acc[i] -= alike;
-            } else {
-                ++n_left;
-            }
-        }
-        *n_open = n_left;
+        out[j] = ra_dot(head_dim, unit + (size_t) j * (size_t) head_dim, sum);
     }
 }

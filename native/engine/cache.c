@@ -5,7 +5,7 @@
 #include <string.h>
 
 static ra_status ra_layer_init(ra_layer * l, int32_t n_head_kv, const int32_t * budgets,
-                               int32_t buffer) {
+                               int32_t buffer, bool needs_alike) {
     int64_t n_slots = 0;
     for (int32_t ih = 0; ih < n_head_kv; ++ih) {
         n_slots += (int64_t) budgets[ih] + buffer;
@@ -27,9 +27,10 @@ static ra_status ra_layer_init(ra_layer * l, int32_t n_head_kv, const int32_t * 
     l->keep        = ra_calloc((size_t) n_slots, sizeof(uint8_t));
     l->state       = ra_calloc((size_t) n_slots, sizeof(float));
     l->state_out   = ra_calloc((size_t) n_slots, sizeof(float));
+    l->alike       = needs_alike ? ra_calloc((size_t) n_slots, sizeof(ra_alike)) : NULL;
     if (l->initial == NULL || l->budget == NULL || l->offset == NULL || l->used == NULL ||
         l->planned == NULL || l->n_evicted == NULL || l->pos == NULL || l->keep == NULL ||
-        l->state == NULL || l->state_out == NULL) {
+        l->state == NULL || l->state_out == NULL || (needs_alike && l->alike == NULL)) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory for the bookkeeping of the cache");
     }
     memcpy(l->initial, budgets, n * sizeof(int32_t));
@@ -47,6 +48,7 @@ static void ra_layer_free(ra_layer * l) {
     ra_free(l->keep);
     ra_free(l->state);
     ra_free(l->state_out);
+    ra_free(l->alike);
 }
 
 static ra_status ra_cache_init_layers(ra_cache * c, const int32_t * n_head_kv) {
@@ -63,7 +65,8 @@ static ra_status ra_cache_init_layers(ra_cache * c, const int32_t * n_head_kv) {
     const int32_t * next = budgets;
     for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
         ra_layer * l = &c->layers[il];
-        st           = ra_layer_init(l, n_head_kv[il], next, c->settings.cfg.buffer);
+        st           = ra_layer_init(l, n_head_kv[il], next, c->settings.cfg.buffer,
+                                     (c->settings.policy->needs & RA_FEATURE_KEY_SIM) != 0);
         next += n_head_kv[il];
         c->n_slots_max = l->n_slots > c->n_slots_max ? l->n_slots : c->n_slots_max;
     }

@@ -23,10 +23,13 @@ typedef struct ra_layer {
     float *   state; /* [n_slots] the policy's number for each token, parallel to pos; NaN: none */
     uint8_t * keep;  /* [n_slots] plan of a compression, parallel to pos */
     float *   state_out; /* [n_slots] likewise: state after it */
-    int32_t * planned;   /* [n_head_kv] budgets of a planned compression */
-    bool      is_planned;
-    bool      has_new_table; /* `initial` was replaced since its last compression */
-    int32_t   n_pos_scored;  /* n_pos at its last compression */
+    /* [n_slots] likewise: what comparisons of keys found, see core/alike.c; NULL if the policy needs
+     * none. Of tokens from n_pos_scored on it means nothing. */
+    ra_alike * alike;
+    int32_t *  planned; /* [n_head_kv] budgets of a planned compression */
+    bool       is_planned;
+    bool       has_new_table; /* `initial` was replaced since its last compression */
+    int32_t    n_pos_scored;  /* n_pos at its last compression */
 } ra_layer;
 
 typedef struct ra_cache {

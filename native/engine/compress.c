@@ -167,6 +167,9 @@ static void ra_pack_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int
         while (end < l->used[ih] && keep[end]) {
             pos[n_kept + end - i]   = pos[end];
             state[n_kept + end - i] = l->state_out[offset + end];
+            if (l->alike != NULL) {
+                l->alike[offset + n_kept + end - i] = l->alike[offset + end];
+            }
             ++end;
         }
         if (n_kept != i) {
@@ -193,6 +196,9 @@ static void ra_shift_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, in
         const int32_t k      = offset < src ? i : n - 1 - i;
         l->pos[offset + k]   = l->pos[src + k];
         l->state[offset + k] = l->state[src + k];
+        if (l->alike != NULL) {
+            l->alike[offset + k] = l->alike[src + k];
+        }
     }
     if (n > 0) {
         ops->move(ops->user, il, offset, src, n);

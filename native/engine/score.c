@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-static float ra_dot(int32_t n, const float * a, const float * b) {
+static float ra_dot_exact(int32_t n, const float * a, const float * b) {
     double sum = 0.0;
     for (int32_t i = 0; i < n; ++i) {
         sum += (double) a[i] * (double) b[i];
@@ -12,15 +12,15 @@ static float ra_dot(int32_t n, const float * a, const float * b) {
     return (float) sum;
 }
 
-/* key_sim and key_cos [n_kv] from raw keys; scratch: row and open [n_kv],
- * unit [n_kv, head_dim], sum [head_dim] */
-static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k, float threshold,
-                                 float * row, float * unit, float * sum, int32_t * open,
-                                 float * key_sim, float * key_cos) {
+/* key_sim and key_cos [n_kv] from raw keys; scratch: row [n_kv], unit [n_kv, head_dim],
+ * sum [head_dim], alike [2 * n_kv] */
+static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k,
+                                 const int32_t * pos, float threshold, float * row, float * unit,
+                                 float * sum, int32_t * alike, float * key_sim, float * key_cos) {
     const size_t n = (size_t) head_dim;
     for (int32_t i = 0; i < n_kv; ++i) {
         const float * ki   = k + (size_t) i * n;
-        const float   norm = sqrtf(ra_dot(head_dim, ki, ki));
+        const float   norm = sqrtf(ra_dot_exact(head_dim, ki, ki));
         for (size_t d = 0; d < n; ++d) {
             unit[(size_t) i * n + d] = ki[d] / (norm > 1e-8f ? norm : 1e-8f);
         }
@@ -29,16 +29,16 @@ static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k
     for (int32_t i = 0; i < n_kv; ++i) {
         key_cos[i] = key_sim[i] / (float) n_kv;
     }
-    int32_t n_open = 0;
-    for (int32_t i = n_kv - 1; i >= 0; --i) {
-        for (int32_t j = i; j < n_kv; ++j) {
-            row[j - i] = ra_dot(head_dim, unit + (size_t) j * n, unit + (size_t) i * n);
+    int32_t *     newer = alike;
+    int32_t *     older = alike + n_kv;
+    const int32_t n_old = ra_alike_begin(n_kv, pos, 0, NULL, newer, older);
+    for (int32_t j = n_kv - 1; j >= 0; --j) {
+        for (int32_t i = 0; i < j; ++i) {
+            row[i] = ra_dot_exact(head_dim, unit + (size_t) j * n, unit + (size_t) i * n);
         }
-        ra_key_sim_rows(n_kv, i, 1, row, n_kv, threshold, key_sim, open, &n_open);
+        ra_alike_compare_new(n_old, j, 1, row, n_kv, threshold, newer, older);
     }
-    for (int32_t i = 0; i < n_kv; ++i) {
-        key_sim[i] /= (float) n_kv;
-    }
+    ra_alike_finish(n_kv, head_dim, unit, pos, newer, older, key_sim, NULL);
 }
 
 static bool ra_score_args_ok(int32_t il, int32_t ih, int32_t n_kv, int32_t head_dim,
@@ -81,10 +81,10 @@ ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, i
     const size_t n_rows = (size_t) n_obs * (size_t) n_group;
     const size_t n_keys = (size_t) (n_kv + 1) * (size_t) head_dim;
     float *      buf    = ra_calloc((size_t) n_kv * (n_rows + 7) + n_keys, sizeof(*buf));
-    int32_t *    open   = ra_calloc((size_t) n_kv, sizeof(*open));
-    if (buf == NULL || open == NULL) {
+    int32_t *    alike  = ra_calloc((size_t) n_kv, 2 * sizeof(*alike));
+    if (buf == NULL || alike == NULL) {
         ra_free(buf);
-        ra_free(open);
+        ra_free(alike);
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring %d tokens", n_kv);
     }
     float * key_sim = buf;
@@ -98,12 +98,12 @@ ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, i
     for (size_t r = 0; r < n_rows; ++r) {
         for (int32_t j = 0; j < n_kv; ++j) {
             logits[r * (size_t) n_kv + (size_t) j] =
-                kq_scale *
-                ra_dot(head_dim, q + r * (size_t) head_dim, k + (size_t) j * (size_t) head_dim);
+                kq_scale * ra_dot_exact(head_dim, q + r * (size_t) head_dim,
+                                        k + (size_t) j * (size_t) head_dim);
         }
     }
-    ra_key_sim_from_keys(n_kv, head_dim, k, cfg->sim_threshold, work, unit, sum, open, key_sim,
-                         key_cos);
+    ra_key_sim_from_keys(n_kv, head_dim, k, pos, cfg->sim_threshold, work, unit, sum, alike,
+                         key_sim, key_cos);
     for (int32_t i = 0; i < n_kv; ++i) {
         before[i] = after[i] = state != NULL ? state[i] : NAN;
     }
@@ -131,6 +131,6 @@ ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, i
         state_out[i] = after[i];
     }
     ra_free(buf);
-    ra_free(open);
+    ra_free(alike);
     return RA_STATUS_OK;
 }

@@ -145,7 +145,11 @@ int64_t ra_memory::window_bytes() const {
 }
 
 int64_t ra_memory::scratch_bytes() const {
-    const int64_t host = int64_t(cache->n_slots_max) * 4 * (int64_t) sizeof(float);
+    int64_t host = int64_t(cache->n_slots_max) * 4 * (int64_t) sizeof(float);
+    for (int32_t il = 0; il < cache->n_layer; ++il) {
+        const ra_layer & l = cache->layers[il];
+        host += l.alike != nullptr ? int64_t(l.n_slots) * (int64_t) sizeof(ra_alike) : 0;
+    }
     return host + (scorer ? scorer->bytes() : 0);
 }
 

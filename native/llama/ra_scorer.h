@@ -9,6 +9,26 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
+#include <algorithm>
+
+// results of one graph (f32): bounds the scratch whatever the budget is
+static constexpr int64_t RA_SCORE_VALUES = int64_t(1) << 20;
+
+static constexpr size_t RA_SCORE_MAX_NODES = 512;
+static constexpr size_t RA_SCORE_MAX_JOBS  = RA_SCORE_MAX_NODES / 4 - 8;
+
+// products of multiples of 16 rows are the fast ones; what is too much is computed and not read
+inline int64_t ra_score_pad(int64_t n) {
+    return GGML_PAD(n, 16);
+}
+
+// rows of the cosine matrix per product: of n_kv >= 1 new rows eight blocks, so that little more than
+// a triangle is computed
+inline int64_t ra_score_block_rows(int64_t n_kv) {
+    const int64_t most = RA_SCORE_VALUES / ra_score_pad(n_kv) / 16 * 16;
+    return std::min(ra_score_pad(std::max<int64_t>(32, n_kv / 8)), std::max<int64_t>(16, most));
+}
+
 class ra_scorer {
   public:
     // backends: those of the context's scheduler; all buffers are reserved now, or with `measure` only
@@ -24,17 +44,20 @@ class ra_scorer {
     int64_t bytes() const;
 
   private:
-    enum job_kind { JOB_LOGITS, JOB_COS_SUMS, JOB_COSINES, JOB_VALUE_NORMS };
+    // JOB_COSINES: of new keys with all older ones; JOB_COSINES_AGAIN: of those that must be compared
+    // once more, with the old ones (core/alike.c)
+    enum job_kind { JOB_LOGITS, JOB_COSINES, JOB_COSINES_AGAIN, JOB_COS_SUMS, JOB_VALUE_NORMS };
 
     // one result for one head
     struct job {
         job_kind kind;
         int32_t  ih;
-        int32_t  n_kv;
-        int32_t  row0;   // cosines: rows [row0, row0 + n_rows) of the matrix, columns [row0, n_kv)
-        int32_t  n_rows; // (it is symmetric)
+        int32_t  n_kv; // tokens that it is about: columns of its result
+        int32_t  row0; // cosines: rows [row0, row0 + n_rows) of the matrix, or of `again`
+        int32_t  n_rows;
 
         ggml_tensor * out    = nullptr; // f32
+        ggml_tensor * index  = nullptr; // I32 [n_rows] of JOB_COSINES_AGAIN: `again` as an input
         int64_t       skip   = 0;       // values of `out` before the first one wanted
         int64_t       stride = 0;       // values of `out` per row
     };
@@ -47,9 +70,11 @@ class ra_scorer {
         ggml_tensor * value_norms = nullptr; // [1, n_slots] f32
     };
 
-    void          reserve(uint32_t needs, bool measure);
-    size_t        most_job_bytes(int32_t il, uint32_t needs) const;
-    void          list_jobs(const int32_t * n_kv, int32_t n_head_kv, uint32_t needs);
+    void   reserve(uint32_t needs, bool measure);
+    size_t most_job_bytes(int32_t il, uint32_t needs) const;
+    void list_jobs(const int32_t * n_kv, const int32_t * n_old, int32_t n_head_kv, uint32_t needs);
+    bool list_jobs_again(int32_t il, int32_t ih);
+    ra_status     run_jobs(int32_t il, int32_t n_obs);
     size_t        job_bytes(int32_t il, const job & j) const;
     ggml_cgraph * new_graph();
     ggml_tensor * keys_of(int32_t il, shared & s);
@@ -73,6 +98,7 @@ class ra_scorer {
     std::vector<uint8_t>   meta;     // tensor structs of a graph
     ggml_context_ptr       ctx;
     std::vector<job>       jobs;        // of the layer at hand
+    std::vector<job>       jobs_next;   // what their results leave to be done
     size_t                 max_out = 0; // bytes of the results of one graph
 
     std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
@@ -85,8 +111,10 @@ class ra_scorer {
     std::vector<size_t> tokens_at; // [n_head_kv] offset into these
 
     std::vector<float>   dim_sum; // [head_dim_k] scratch of ra_key_cos_sums()
-    std::vector<int32_t> open;    // [n_slots] state of ra_key_sim_rows() within a head
-    int32_t              n_open = 0;
+    std::vector<int32_t> newer;   // [n_slots] of all heads of a layer, see core/alike.c
+    std::vector<int32_t> older;   // [n_slots] likewise
+    std::vector<int32_t> again;   // [n_slots] tokens to compare again, head after head
+    std::vector<int32_t> n_old;   // [n_head_kv]
 
     std::vector<float> staging; // values read back from a device
 

@@ -147,6 +147,9 @@ static void ra_read_head(llama_io_read_i & io, ra_cache * c, ra_layer & l, int32
     if ((used == 0) != (n_pos == 0) || (used > 0 && pos[used - 1] != n_pos - 1)) {
         ra_state_throw("its positions are damaged");
     }
+    for (int32_t i = 0; i < used && l.alike != nullptr; ++i) {
+        l.alike[*offset + i] = { RA_ALIKE_UNKNOWN, RA_ALIKE_UNKNOWN }; // not worth saving
+    }
     l.budget[ih]    = budget;
     l.used[ih]      = used;
     l.offset[ih]    = (int32_t) *offset;

@@ -39,7 +39,7 @@ typedef struct ra_features {
     const int32_t * obs_pos;  /* [n_obs] positions of the queries, ascending */
 
     const float * attn_logits; /* [n_obs, n_group, n_kv] kq_scale * q.k, not masked */
-    const float * key_sim;     /* [n_kv] mean thinned cosine, see ra_key_sim_rows() */
+    const float * key_sim;     /* [n_kv] mean thinned cosine, see core/alike.c */
     const float * key_cos;     /* [n_kv] mean cosine with all keys of the head, itself included */
     const float * value_norm;  /* [n_kv] Euclidean norms of the V rows */
 

@@ -3,7 +3,7 @@
  *   Z_j = lambda * I_j - (1 - lambda) * R_j
  *
  * I   importance of the observation window (importance.c)
- * R   softmax over all tokens of the head of their mean thinned cosine (ra_key_sim_rows())
+ * R   softmax over all tokens of the head of their mean thinned cosine (core/alike.c)
  *
  * symbol   here                 default
  * lambda   cfg->lambda          0.1 (paper; the authors' code: 0.07)

@@ -1,7 +1,9 @@
 """One measurement in a process of its own, so that its peak of resident memory is its own.
 
-``python -m py_reasonalloc.bench.child`` reads a `Job` from standard input and writes a JSON object
-to standard output: seconds, tokens and bytes. On failure: one line on standard error, exit code 1.
+``python -m py_reasonalloc.bench.child`` reads a `Job` from standard input, a line of JSON, and
+writes a JSON object to standard output: seconds, tokens and bytes. Given a list of jobs, it keeps
+all their contexts and takes further lines: see `turns`. On failure: one line on standard error,
+exit code 1.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from .._log import LogCapture
 from ..errors import ReasonAllocError
-from . import resident
-from .jobs import BLOCK, N_WARM, Job
+from . import resident, turns
+from .jobs import BLOCK, N_LOADS, N_WARM, Job
 
 
 def measure_decode(job: Job) -> dict[str, Any]:
@@ -94,7 +97,11 @@ def measure_prompt(job: Job) -> dict[str, Any]:
 
 
 def measure_load(job: Job) -> dict[str, Any]:
-    """Make a session, weights mapped as they are by default."""
+    """Make a session and a `llama_cpp.Llama` in turn, weights mapped as they are by default."""
+    from llama_cpp import Llama
+
+    from ..session import ReasonLlama
+
     arguments: dict[str, Any] = {
         "n_ctx": 512,
         "n_threads": job.n_threads,
@@ -102,17 +109,21 @@ def measure_load(job: Job) -> dict[str, Any]:
         "flash_attn": True,
         "verbose": False,
     }
-    if job.is_base:
-        from llama_cpp import Llama as Session
-    else:
-        from ..session import ReasonLlama as Session
+    budget = job.arm.config()
 
-        arguments["budget"] = job.arm.config()
-    start = time.perf_counter()
-    session = Session(job.model, **arguments)
-    seconds = time.perf_counter() - start
-    session.close()
-    return {"seconds": seconds}
+    def timed(make: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        session = make()
+        seconds = time.perf_counter() - start
+        session.close()
+        return seconds
+
+    pairs = []
+    for _ in range(1 + N_LOADS):
+        base = timed(lambda: Llama(job.model, **arguments))
+        own = timed(lambda: ReasonLlama(job.model, budget=budget, **arguments))
+        pairs.append({"base_seconds": base, "seconds": own})
+    return {"loads": pairs[1:]}  # the first pair warms up
 
 
 MEASURES = {"decode": measure_decode, "prompt": measure_prompt, "load": measure_load}
@@ -120,9 +131,13 @@ MEASURES = {"decode": measure_decode, "prompt": measure_prompt, "load": measure_
 
 def main() -> int:
     """Run the job on standard input; returns the exit code."""
-    job = Job.from_json(sys.stdin.read())
+    request = json.loads(sys.stdin.readline())
     try:
         with LogCapture(forward=False):
+            if isinstance(request, list):
+                turns.serve([Job.from_json(text) for text in request])
+                return 0
+            job = Job.from_json(json.dumps(request))
             result = MEASURES[job.kind](job)
     except (ReasonAllocError, MemoryError) as error:
         print(" ".join(str(error).split()) or "out of memory", file=sys.stderr)

@@ -69,6 +69,13 @@ DEFAULT_WEIGHTS = "q4_0"
     metavar="even,uneven",
     help="How budgets are split: the same everywhere; layers along a wave and adaptive heads.",
 )
+@click.option(
+    "--attention",
+    default="auto",
+    show_default=True,
+    metavar="auto,head,layer",
+    help="Over heads that differ: one operation per KV head, or one masked operation per layer.",
+)
 @click.option("--policy", default="rkv", show_default=True, help="Of the budgeted caches.")
 @click.option("--buffer", type=int, default=128, show_default=True, help="Between compressions.")
 @click.option(
@@ -105,6 +112,11 @@ DEFAULT_WEIGHTS = "q4_0"
 )
 @click.option(
     "--unpatched", metavar="FOLDER", help="Also measure the llama.cpp libraries in this folder."
+)
+@click.option(
+    "--parts",
+    metavar="PART,...",
+    help="Measure only some of: decode, turns, prompt, load.  [default: all]",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON.")
 @click.option("--plot", metavar="FILE", help="Draw tokens/s by depth: .png, .svg or .pdf.")
@@ -152,9 +164,9 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     from .._lib import load_library
 
     load_library()  # before anything else needs llama_cpp: its errors say what to do
-    from ..config import kv_type_id
+    from ..config import BudgetConfig, kv_type_id
     from .llama_bench import check_binary
-    from .measure import SPLITS, Settings, budget_arms
+    from .measure import PARTS, SPLITS, Settings, budget_arms
 
     def chosen(name: str) -> Any:
         value = arguments[name]
@@ -172,6 +184,10 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     for split in splits:
         if split not in SPLITS:
             raise ConfigError(f"--splits {split!r} is unknown: must be one of {', '.join(SPLITS)}")
+    parts = PARTS if arguments["parts"] is None else tuple(arguments["parts"].split(","))
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigError(f"--parts {part!r} is unknown: must be of {', '.join(PARTS)}")
     unpatched, bench = arguments["unpatched"], arguments["llama_bench"]
     if unpatched is not None and not Path(unpatched).is_dir():
         raise ConfigError(f"--unpatched {unpatched}: no such folder")
@@ -181,10 +197,12 @@ def _settings(arguments: dict[str, Any]) -> Settings:
         "stock_types": stock,
         "kv_type": arguments["kv_type"],
         "splits": splits,
+        "attention": tuple(dict.fromkeys(arguments["attention"].split(","))),
         "policy": arguments["policy"],
         "buffer": arguments["buffer"],
         "n_buffers": arguments["buffers"],
         "prompts": _numbers("prompts", chosen("prompts"), 1),
+        "parts": parts,
         "repeat": chosen("repeat"),
         "n_threads": arguments["threads"] or _n_processors(),
         "n_gpu_layers": arguments["gpu_layers"],
@@ -195,6 +213,8 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     }
     # before a large file is written: what can be refused without it
     budget_arms(Settings(model=Path(), **{**options, "splits": ("even",)}))
+    for attention in options["attention"]:
+        BudgetConfig(attention=attention)
     settings = Settings(model=open_model(arguments["shape"], arguments["weights"]), **options)
     budget_arms(settings)
     return settings
@@ -240,14 +260,15 @@ def open_model(name: str, weights: str | None) -> Path:
 
 
 def _run(arguments: dict[str, Any], settings: Settings) -> int:
-    from .measure import measure, plan
+    from .measure import measure, plan, plan_turns
     from .report import build, markdown
 
     weights = None if arguments["shape"] not in SHAPES else arguments["weights"] or DEFAULT_WEIGHTS
     shape = Path(arguments["shape"]).name
     rows: list[Row] = []
     is_interrupted = False
-    n_jobs = (len(plan(settings)) + (settings.llama_bench is not None)) * settings.repeat
+    n_jobs = len(plan(settings)) + len(plan_turns(settings)) + (settings.llama_bench is not None)
+    n_jobs *= settings.repeat
     bar = click.progressbar(length=n_jobs, label="measuring", file=sys.stderr)
     with bar as progress:
         try:

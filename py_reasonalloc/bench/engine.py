@@ -30,6 +30,8 @@ class Engine:
     ----------
     job : Job
         Says which model, cache and threads.
+    owner : Engine or None
+        Another engine on the same model file, whose weights are used; it must outlive this one.
 
     Raises
     ------
@@ -37,9 +39,20 @@ class Engine:
         llama.cpp cannot load the model.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, owner: Engine | None = None) -> None:
         self.job = job
         self.ctx: Any = None
+        self._owns_model = owner is None
+        self.model: Any = self._load() if owner is None else owner.model
+        self._batch = bindings.llama_batch_init(N_BATCH, 0, 1)
+        for i in range(N_BATCH):
+            self._batch.n_seq_id[i] = 1
+            self._batch.seq_id[i][0] = 0
+        self.n_vocab = bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(self.model))
+        self._random = random.Random(0)
+
+    def _load(self) -> Any:
+        job = self.job
         path = check_model_file(job.model)
         bindings.llama_backend_init()
         params = bindings.llama_model_default_params()
@@ -47,15 +60,10 @@ class Engine:
         # read, not mapped: the resident memory of the weights is then what it is from the start
         params.load_mode = bindings.LLAMA_LOAD_MODE_NONE
         with LogCapture(forward=False) as log:
-            self.model = bindings.llama_model_load_from_file(path.encode(), params)
-            if not self.model:
+            model = bindings.llama_model_load_from_file(path.encode(), params)
+            if not model:
                 raise load_failure(path, log)
-        self._batch = bindings.llama_batch_init(N_BATCH, 0, 1)
-        for i in range(N_BATCH):
-            self._batch.n_seq_id[i] = 1
-            self._batch.seq_id[i][0] = 0
-        self.n_vocab = bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(self.model))
-        self._random = random.Random(0)
+        return model
 
     def open_context(self, n_ctx: int) -> None:
         """Make the context, with the cache of the job.
@@ -177,11 +185,12 @@ class Engine:
         return sizes
 
     def close(self) -> None:
-        """Free context and model."""
+        """Free the context, and the model if it is ours."""
         bindings.llama_batch_free(self._batch)
         if self.ctx:
             bindings.llama_free(self.ctx)
-        bindings.llama_model_free(self.model)
+        if self._owns_model:
+            bindings.llama_model_free(self.model)
 
     def __enter__(self) -> Engine:
         return self

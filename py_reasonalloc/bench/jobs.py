@@ -16,6 +16,8 @@ N_BATCH = 512
 BLOCK = 128
 #: Tokens decoded one by one before the clock starts.
 N_WARM = 8
+#: Times that a session is made, each after one of the base class.
+N_LOADS = 5
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Arm:
         Tokens per KV head; None: the stock cache.
     buffer : int
         Tokens between compressions.
-    policy, heads : str
+    policy, heads, attention : str
         See `BudgetConfig`.
     layers : str or tuple of int
         See `BudgetConfig`.
@@ -49,6 +51,7 @@ class Arm:
     policy: str = "rkv"
     layers: str | tuple[int, ...] = "uniform"
     heads: str = "uniform"
+    attention: str = "auto"
     n_ubatch: int = N_BATCH
     library: str | None = None
 
@@ -70,6 +73,7 @@ class Arm:
             policy=self.policy,
             layers=self.layers,
             heads=self.heads,
+            attention=self.attention,
         )
 
     def n_fill(self) -> int:
@@ -89,8 +93,8 @@ class Job:
 
     Attributes
     ----------
-    kind : {"decode", "prompt", "load"}
-        Decode tokens one by one at a depth; read prompts; make a session.
+    kind : {"decode", "prompt", "load", "turns"}
+        Decode tokens one by one at a depth; read prompts; make a session; decode in turns.
     arm : Arm
         The cache.
     model : str
@@ -106,8 +110,6 @@ class Job:
         position.
     prompts : tuple of int
         "prompt": lengths in tokens.
-    is_base : bool
-        "load": of `llama_cpp.Llama` itself.
     folder : str
         "decode": where a temporary file may be written.
     """
@@ -121,7 +123,6 @@ class Job:
     n_tokens: int = 0
     is_decoded: bool = False
     prompts: tuple[int, ...] = ()
-    is_base: bool = False
     folder: str = ""
 
     def to_json(self) -> str:

@@ -17,9 +17,12 @@ from typing import Any
 from ..errors import ComputeError, ModelFileError
 from . import llama_bench
 from .jobs import Arm, Job
+from .turns import Group, depths_of, take_turns
 from .weights import bench_folder
 
 SPLITS = ("even", "uneven")
+TURNS = "turns"
+PARTS = ("decode", TURNS, "prompt", "load")
 UNPATCHED = "unpatched"
 
 Row = dict[str, Any]
@@ -43,6 +46,8 @@ class Settings:
         Type of the budgeted caches.
     splits : tuple of str
         "even": the same budget everywhere; "uneven": layers along a wave, heads adaptive.
+    attention : tuple of str
+        Ways to attend over heads that differ, see `BudgetConfig`.
     policy : str
         Of the budgeted arms.
     buffer : int
@@ -59,6 +64,8 @@ class Settings:
         Budgeted caches decode every token up to a depth.
     unpatched : Path or None
         Folder of a llama.cpp without our patch, of the same version.
+    parts : tuple of str
+        What to measure: of `PARTS`.
     llama_bench : Path or None
         A llama-bench to run beside, in every repetition.
     llama_bench_depth : int
@@ -71,6 +78,7 @@ class Settings:
     stock_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
     kv_type: str = "f16"
     splits: tuple[str, ...] = ("even",)
+    attention: tuple[str, ...] = ("auto",)
     policy: str = "rkv"
     buffer: int = 128
     n_buffers: int = 3
@@ -80,6 +88,7 @@ class Settings:
     n_gpu_layers: int = 0
     is_decoded: bool = False
     unpatched: Path | None = None
+    parts: tuple[str, ...] = PARTS
     llama_bench: Path | None = None
     llama_bench_depth: int = 2048
 
@@ -142,18 +151,25 @@ def budget_arms(settings: Settings) -> list[Arm]:
 
         n_layer = read_identity(settings.model).n_layer
     for budget in settings.budgets:
-        for split in settings.splits:
+        # heads that are alike are always attended together
+        for split, attention in [
+            (split, attention)
+            for split in settings.splits
+            for attention in (settings.attention if split == "uneven" else ("auto",))
+        ]:
             words = [f"budget {budget}"]
             words += [settings.kv_type] if settings.kv_type != "f16" else []
             words += [split] if split != "even" else []
+            way = f", {attention}" if attention != "auto" else ""
             arm = Arm(
-                " ".join(words),
+                " ".join(words) + way,
                 kv_type=settings.kv_type,
                 budget=budget,
                 buffer=settings.buffer,
                 policy=settings.policy,
                 layers=wave_layers(n_layer, budget) if split == "uneven" else "uniform",
                 heads="adaptive" if split == "uneven" else "uniform",
+                attention=attention,
                 n_ubatch=min(settings.buffer, Arm.n_ubatch),
             )
             arm.config()  # a value out of range shows before anything runs
@@ -191,21 +207,63 @@ def plan(settings: Settings) -> list[Job]:
         )
 
     jobs = []
+    small = Arm(settings.small_batches, reference.kv_type, n_ubatch=settings.buffer)
     limits = {0, *(budget + settings.buffer for budget in settings.budgets)}
     for depth in sorted({*settings.depths, *limits}):
         if depth not in settings.depths:
             jobs.append(decode(reference, depth))
+            if depth == 0 and ours:  # its compute buffer is what ours is held against
+                jobs.append(decode(small, depth))
             continue
         at_first = others if depth == min(settings.depths) else []
         jobs += [decode(arm, depth) for arm in (reference, *at_first, *ours, *stock[1:])]
     if settings.prompts:
-        small = Arm(settings.small_batches, reference.kv_type, n_ubatch=settings.buffer)
         arms = [reference, *others, *ours, *([small] if ours else [])]
         jobs += [job("prompt", arm, prompts=settings.prompts) for arm in arms]
-    jobs += [job("load", Arm("llama_cpp.Llama"), is_base=True)]
     jobs += [job("load", Arm("ReasonLlama, no budget"))]
     jobs += [job("load", arm) for arm in ours[:1]]
-    return jobs
+    return [job for job in jobs if job.kind in settings.parts]
+
+
+def plan_turns(settings: Settings) -> list[Group]:
+    """Return what takes turns: each budgeted arm at its deepest depth with the caches that it is
+    held against, and the reference with an unpatched build.
+
+    Raises
+    ------
+    ConfigError
+        See `budget_arms`.
+    """
+    if TURNS not in settings.parts:
+        return []
+    reference = stock_arms(settings)[0]
+
+    def job(arm: Arm, depth: int) -> Job:
+        return Job(
+            TURNS,
+            arm,
+            str(settings.model),
+            settings.n_threads,
+            settings.n_gpu_layers,
+            depth=depth,
+            n_tokens=settings.n_buffers * settings.buffer,
+            is_decoded=settings.is_decoded,
+            folder=str(bench_folder()),
+        )
+
+    groups = []
+    for arm in budget_arms(settings):
+        assert arm.budget is not None
+        own = [job(arm, depth) for depth in depths_of(arm, settings.depths)]
+        if own:
+            limit = arm.budget + arm.buffer
+            group = (*own, job(reference, limit), job(reference, 0))
+            groups.append(Group(arm.name, group))
+    if settings.unpatched is not None:
+        other = Arm(UNPATCHED, library=str(settings.unpatched))
+        depth = min(settings.depths)
+        groups.append(Group(UNPATCHED, (job(reference, depth), job(other, depth))))
+    return groups
 
 
 def make_bench_folder() -> None:
@@ -272,10 +330,12 @@ def measure(
     ComputeError
         The model cannot be loaded at all, or llama-bench cannot be run.
     """
-    jobs = plan(settings)
+    jobs, groups = plan(settings), plan_turns(settings)
     make_bench_folder()
     # also brings the file into the system's cache
-    first = run_job(next(job for job in jobs if job.kind == "load"))
+    first = run_job(
+        Job("decode", Arm("first"), str(settings.model), settings.n_threads, n_tokens=1)
+    )
     if "error" in first:
         raise ComputeError(f"{settings.model}: {first['error']}")
     if settings.llama_bench is not None:
@@ -283,6 +343,10 @@ def measure(
     for repetition in range(settings.repeat):
         for job in jobs if repetition % 2 == 0 else jobs[::-1]:
             rows.append(_labels(job, repetition) | run_job(job))
+            advance()
+        for group in groups:
+            found = take_turns(group, settings.n_buffers, settings.buffer)
+            rows += [{**row, "repetition": repetition} for row in found]
             advance()
         if settings.llama_bench is not None:
             depths = [d for d in (0, *settings.depths) if d <= settings.llama_bench_depth]

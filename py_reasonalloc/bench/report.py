@@ -16,6 +16,7 @@ from .jobs import BLOCK, N_BATCH
 from .measure import Row, Settings
 from .scaling import scale
 from .summary import Spread, summarize
+from .turns import slice_tokens
 
 FORMAT_VERSION = 1
 
@@ -179,6 +180,31 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
     return parts
 
 
+def _turns_table(report: dict[str, Any]) -> list[str]:
+    lines = report["summary"]["turns"]
+    if not lines:
+        return []
+    rows = [
+        [
+            line["arm"],
+            str(line["depth"]),
+            line["against"],
+            str(line["against_depth"]),
+            _spread(line["speed_ratio"]),
+            str(len(line["ratios"])),
+        ]
+        for line in lines
+    ]
+    buffer = report["settings"]["buffer"]
+    return [
+        "## Decoding in turns",
+        f"Contexts of one process that decode {slice_tokens(buffer)} tokens each in turn; a stock "
+        "cache goes back to its depth after every turn. Ratios of tokens/s, compressions included, "
+        f"one per buffer of {buffer} tokens: what else the machine does hits all alike.",
+        _table(["cache", "depth", "against", "depth", "ratio", "buffers"], rows),
+    ]
+
+
 def _prompt_tables(report: dict[str, Any]) -> list[str]:
     lines = report["summary"]["prompt"]
     if not lines:
@@ -213,10 +239,17 @@ def _other_tables(report: dict[str, Any]) -> list[str]:
     parts = []
     if summary["load"]:
         rows = [
-            [line["arm"], _spread(line["seconds"], 3), _spread(line["over_llama"])]
+            [
+                line["arm"],
+                _spread(line["seconds"], 3),
+                _spread(line["base_seconds"], 3),
+                _spread(line["over_llama"]),
+            ]
             for line in summary["load"]
         ]
-        parts += ["## Loading", _table(["session", "seconds", "/ llama_cpp.Llama"], rows)]
+        head = ["session", "seconds", "llama_cpp.Llama", "ratio of a pair"]
+        parts += ["## Loading", "Made in turn in one process, one pair after another."]
+        parts.append(_table(head, rows))
     if summary["llama_bench"]:
         rows = [
             [
@@ -301,6 +334,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"{settings['n_tokens_stock']} tokens in a stock cache, {settings['n_tokens_budget']} "
         "(whole buffers) in a budgeted one, one llama_decode each, random tokens, nothing sampled.",
         *(_decode_tables(report) if report["summary"]["decode"] else []),
+        *_turns_table(report),
         *_prompt_tables(report),
         *_other_tables(report),
         *_scaling_table(report),

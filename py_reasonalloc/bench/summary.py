@@ -68,9 +68,9 @@ def summarize(rows: Sequence[Row], settings: Settings) -> dict[str, list[dict[st
     Returns
     -------
     dict
-        "decode", "prompt", "load" and "llama_bench": one dict per line of the tables; "errors":
-        what failed. Speeds in tokens/s, sizes in bytes, times in seconds; null where there is no
-        such thing.
+        "decode", "turns", "prompt", "load" and "llama_bench": one dict per line of the tables;
+        "errors": what failed. Speeds in tokens/s, sizes in bytes, times in seconds; null where
+        there is no such thing.
     """
     good = [row for row in rows if "error" not in row]
     prompts = [
@@ -81,6 +81,7 @@ def summarize(rows: Sequence[Row], settings: Settings) -> dict[str, list[dict[st
     )
     return {
         "decode": _decode([row for row in good if row["kind"] == "decode"], settings),
+        "turns": _turns([row for row in good if row["kind"] == "turns"]),
         "prompt": _prompt(prompts, settings),
         "load": _load([row for row in good if row["kind"] == "load"]),
         "llama_bench": _llama_bench(good, prompts, settings),
@@ -189,20 +190,40 @@ def _prompt(rows: Sequence[Row], settings: Settings) -> list[dict[str, Any]]:
 
 
 def _load(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    table = Table(rows, "")
+    lines = []
+    for (arm, _), found in Table(rows, "").rows.items():
+        loads = [load for row in found for load in row["loads"]]
+        lines.append(
+            {
+                "arm": arm,
+                "seconds": spread(load["seconds"] for load in loads),
+                "base_seconds": spread(load["base_seconds"] for load in loads),
+                "over_llama": spread(load["seconds"] / load["base_seconds"] for load in loads),
+            }
+        )
+    return lines
 
-    def seconds(row: Row) -> float:
-        return float(row["seconds"])
 
-    base = table.series("llama_cpp.Llama", 0, seconds)
-    return [
-        {
-            "arm": arm,
-            "seconds": spread(map(seconds, found)),
-            "over_llama": ratio(table.series(arm, 0, seconds), base),
-        }
-        for (arm, _), found in table.rows.items()
-    ]
+def _turns(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Hold the first of each group against the others, buffer by buffer."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["group"], row["repetition"]), []).append(row)
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for (_, _), (own, *others) in groups.items():
+        for i, other in enumerate(others):
+            line = lines.setdefault(
+                (own["group"], i),
+                {
+                    "arm": own["arm"],
+                    "depth": own["depth"],
+                    "against": other["arm"],
+                    "against_depth": other["depth"],
+                    "ratios": [],
+                },
+            )
+            line["ratios"] += [b / a for a, b in zip(own["seconds"], other["seconds"])]
+    return [{**line, "speed_ratio": spread(line["ratios"])} for line in lines.values()]
 
 
 def _llama_bench(

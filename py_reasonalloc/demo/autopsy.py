@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from ..cli import DEMO_MODEL
 from ..eval.datasets import DEMO_SEED
-from ..eval.methods import Arm, Common, parse_arms, setup_of
+from ..eval.methods import Arm, Common, Setup, parse_arms, setup_of
 from ..generate import Generation, Sampling
-from ..lookup import find_profile
+from ..profiles import load_profile, profiles_folder
 from ..session import ReasonLlama
 from .problems import LEVEL_STEPS, Problem, generate_problem
 from .vocab import BOS_ID, decode, encode
@@ -138,6 +138,16 @@ def _shares(llama: ReasonLlama, position: int) -> npt.NDArray[np.float64]:
     )
 
 
+def setups_of(texts: Sequence[str], n_protect: int) -> dict[Arm, Setup]:
+    """Return the caches of arms; a wave is by the paper's measure unless an arm names another.
+
+    Looked up, the profile would be that with a horizon.
+    """
+    profile = load_profile(profiles_folder() / "demo-reasoner.json")
+    common = Common(16, 4, 8, n_protect, "f16", profile)
+    return {arm: setup_of(arm, common) for arm in parse_arms(texts, [])}
+
+
 def main() -> None:
     """Parse the command line and examine each arm."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -147,10 +157,8 @@ def main() -> None:
     args = parser.parse_args()
     problems = [generate_problem(DEMO_SEED, i, args.level) for i in range(args.problems)]
     n_protect = max(1 + len(encode(problem.chat_prompt)) for problem in problems)
-    common = Common(16, 4, 8, n_protect, "f16", find_profile(DEMO_MODEL))
-    for arm in parse_arms(args.arms, []):
+    for arm, (config, _) in setups_of(args.arms, n_protect).items():
         autopsy = Autopsy()
-        config = setup_of(arm, common).config
         with ReasonLlama(DEMO_MODEL, config, n_threads=1) as llama:
             for i, problem in enumerate(problems):
                 if config is not None:

@@ -53,7 +53,7 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
 @click.option("--data", type=click.Path(), help="File of math500 or aime24, if it is at hand.")
 @click.option("--question-field", help="Field of the question in a file of your own.")
 @click.option("--answer-field", help="Field of the gold answer in a file of your own.")
-@click.option("--level", type=click.IntRange(1, 3), default=2, help="Of the demo problems.")
+@click.option("--level", type=click.IntRange(1, 3), help="Of the demo problems.  [default: 2]")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only so many problems.")
 @click.option("--shuffle-seed", type=int, help="Shuffle the problems first.")
 @click.option(
@@ -85,8 +85,9 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
 @click.option(
     "--protect-prompt",
     metavar="auto|off|all|N",
-    help="Prompt tokens that stay, the same in all arms; they count towards the budget. auto: up "
-    "to half of the smallest budget.  [default: auto; demo: all]",
+    help="Prompt tokens that stay, the same in all arms; they count towards the budget. auto: as "
+    "many as the results file has, else up to (smallest budget - sinks - window) / 2.  "
+    "[default: auto; demo: all]",
 )
 @click.option("--kv-type", default="f16", show_default=True, help="Type of the cache.")
 @click.option(
@@ -94,7 +95,8 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
     metavar="auto|PATH",
     default="auto",
     show_default=True,
-    help="Layer profile of wave and reasonalloc.",
+    help="Layer profile of wave and reasonalloc. auto: the one that fits the model best, with a "
+    "horizon if there is one.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate.")
 @click.option("--temp", type=float, help="Temperature; 0: greedy.  [default: 0.6; demo: 0]")
@@ -105,7 +107,7 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of sampling and random eviction."
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: 1]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each process.")
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
@@ -136,39 +138,39 @@ def main(**arguments: Any) -> int:
     load_library()  # before anything else needs llama_cpp: its errors say what to do
     from .plan import make_plan
     from .report_cli import print_report
-    from .results import ResultsFile
-    from .servers import read_servers
+    from .results import ResultsFile, read_results
+    from .servers import check_servers, read_servers
 
+    path = Path(arguments["output"])
     servers = None if arguments["servers"] is None else read_servers(arguments["servers"])
-    plan = make_plan(arguments)
-    with ResultsFile.open(Path(arguments["output"]), plan.settings) as results:
-        _work(plan, results, arguments["jobs"], servers)
-    print_report([Path(arguments["output"])])
+    there = read_results(path, keep_texts=False) if path.exists() else None
+    plan = make_plan(arguments, there if there is not None and there.rows else None)
+    if servers is not None:
+        for option in ("jobs", "threads"):
+            if arguments[option] is not None:
+                raise ConfigError(f"--{option} is of this machine, --server lets others decode")
+        done = [row.key for row in there.rows] if there is not None else []
+        check_servers(plan.job, plan.tasks(done), servers)
+    methods = [arm.method for arm in plan.arms]
+    with ResultsFile.open(path, plan.settings, methods, plan.profiles) as results:
+        _work(plan, results, arguments["jobs"] or 1, servers)
+    print_report([path])
     return 0
 
 
 def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: list[Server] | None) -> None:
     """Decode what is left; each row goes into the file as it comes."""
+    from .progress import Progress
+
     tasks = plan.tasks(results.done)
-    n_all = len(plan.tasks(()))
-    bar = click.progressbar(
-        length=n_all,
-        label=f"{len(plan.arms)} arms",
-        item_show_func=lambda text: text,
-        file=sys.stderr,
-        width=24,
-    )
-    tally: dict[tuple[str, int], list[bool]] = {}
-    for row in results.done.values():
-        tally.setdefault((row.method, row.budget), []).append(row.correct)
-    with bar as progress, closing(_solve(plan, tasks, n_jobs, servers)) as rows:
-        progress.update(n_all - len(tasks))
+    done = [row for row in results.done.values() if (row.method, row.budget) in plan.arms]
+    with (
+        Progress(len(tasks), len(plan.arms), done) as progress,
+        closing(_solve(plan, tasks, n_jobs, servers)) as rows,
+    ):
         for row in rows:
             results.append(row)
-            right = tally.setdefault((row.method, row.budget), [])
-            right.append(row.correct)
-            share = f"{sum(right) / len(right):.0%} of {len(right)}"
-            progress.update(1, f"{row.method} {row.budget or ''} {share}")
+            progress.add(row)
 
 
 def _solve(

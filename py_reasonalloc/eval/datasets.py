@@ -88,7 +88,7 @@ class Dataset(NamedTuple):
     template : str
         They were made with.
     fingerprint : str
-        See `fingerprint`.
+        See `fingerprint`; of the demo, that of its first `DEMO_PROBLEMS`.
     """
 
     name: str
@@ -139,6 +139,8 @@ def load_dataset(
         n_problems=max(n_problems or 0, DEMO_PROBLEMS),
         demo_level=level,
     )
+    named = problems[:DEMO_PROBLEMS] if dataset == DEMO_DATASET else problems
+    digits = fingerprint(named)  # of the demo: however many are generated
     if shuffle_seed is not None:
         problems = shuffled(problems, shuffle_seed)
     file_name = os.path.basename(dataset)
@@ -147,7 +149,7 @@ def load_dataset(
         problems=tuple(problems),
         prompts=tuple(make_prompt(text, problem) for problem in problems),
         template=text,
-        fingerprint=fingerprint(problems),
+        fingerprint=digits,
     )
 
 

@@ -54,6 +54,10 @@ class PassingError(Exception):
     """What a server may recover from."""
 
 
+class UnreachableError(PassingError):
+    """There is nothing that could be spoken to."""
+
+
 class Exchange:
     """The conversation with one server.
 
@@ -67,10 +71,16 @@ class Exchange:
         An optional dependency.
     job : Job
         What the tasks belong to.
+
+    Attributes
+    ----------
+    has_answered : bool
+        The server was there at least once.
     """
 
     def __init__(self, server: Server, client: Any, httpx: ModuleType, job: Job) -> None:
         self.server, self._client, self._httpx, self._job = server, client, httpx, job
+        self.has_answered = False
         self._model: str | None = None  # what the server calls it; None: ask first
 
     async def write(self, task: Task) -> Written:
@@ -128,11 +138,16 @@ class Exchange:
     async def _send(self, method: str, path: str, seconds: float, **content: Any) -> Any:
         timeout = self._httpx.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)
         try:
-            return await self._client.request(
+            response = await self._client.request(
                 method, self.server.url + path, timeout=timeout, **content
             )
         except self._httpx.RequestError as error:
-            raise PassingError(_line(f"{type(error).__name__}: {error}".rstrip(": "))) from None
+            text = _line(f"{type(error).__name__}: {error}".rstrip(": "))
+            if isinstance(error, (self._httpx.ConnectError, self._httpx.ConnectTimeout)):
+                raise UnreachableError(f"cannot be reached: {text}") from None
+            raise PassingError(text) from None
+        self.has_answered = True
+        return response
 
     def _checked(self, response: Any) -> Any:
         """Return the answer's JSON."""

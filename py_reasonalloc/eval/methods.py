@@ -7,6 +7,8 @@ tables.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -21,6 +23,10 @@ from ..config import (
 from ..errors import ConfigError
 from ..lookup import shipped_profiles
 from ..profiles import Profile, load_profile
+from .rows import arm_label
+
+#: More tokens than any cache holds; Python takes long for numbers of very many digits.
+_MAX_DIGITS = 15
 
 #: The stock cache.
 FULL = "full"
@@ -64,7 +70,7 @@ class Arm(NamedTuple):
     budget: int
 
     def __str__(self) -> str:
-        return self.method if self.budget == 0 else f"{self.method}@{self.budget}"
+        return arm_label(self.method, self.budget)
 
 
 class Common(NamedTuple):
@@ -95,6 +101,11 @@ class Setup(NamedTuple):
 
     config: BudgetConfig | None
     kv_type: str
+
+
+def read_count(text: str) -> int | None:
+    """Return a number written in the digits 0 to 9; None if the text is anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 def method_names() -> tuple[str, ...]:
@@ -138,9 +149,10 @@ def parse_arms(methods: Iterable[str], budgets: Iterable[int]) -> tuple[Arm, ...
                 raise ConfigError(f"{text}: the full cache has no budget")
             first.append(Arm(label, 0))
         elif at:
-            if not number.isdigit() or int(number) == 0:
+            budget = read_count(number)
+            if not budget:
                 raise ConfigError(f"{text}: {number!r} is not a number of tokens")
-            first.append(Arm(label, int(number)))
+            first.append(Arm(label, budget))
         elif not budgets:
             raise ConfigError(f"{text} needs a budget: pass --budgets, e.g. 128,256,512")
         else:
@@ -211,3 +223,28 @@ def setup_of(arm: Arm, common: Common) -> Setup:
         return Setup(BudgetConfig(**fields), kv_type)
     except ConfigError as error:
         raise ConfigError(f"{arm}: {error}") from None
+
+
+def profile_of(method: str) -> str | None:
+    """Return what a method calls its layer profile: a name or file, "" for the common one.
+
+    None: it uses none. The label is not checked: it may be of a method that is not known here.
+    """
+    name, *pairs = method.split("+")
+    options = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    layers = options.get("layers", METHODS.get(name, {}).get("layers"))
+    return options.get("profile", "") if layers == "wave" else None
+
+
+def profile_digest(setup: Setup) -> str | None:
+    """Return 16 hexadecimal digits that name the profile that splits a cache; None: none does.
+
+    Of what the split depends on: the same curve measured again is the same profile.
+    """
+    config = setup.config
+    if config is None or config.layers != "wave" or not isinstance(config.profile, Profile):
+        return None
+    profile = config.profile
+    values = [round(demand, 6) for demand in profile.demand]
+    values += [profile.gamma, profile.clip_lo, profile.clip_hi]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from ..inspect_view import printable
-from .results import Results, check_same
-from .rows import END, Row
+from .agreement import check_same, profiles_of
+from .results import Results
+from .rows import END, Row, arm_label
 from .statistics import Difference, Estimate, paired_difference, pass_at_1
 
 #: What arms are compared with unless another method is named.
@@ -128,13 +129,14 @@ def make_report(results: Sequence[Results], baseline: str | None = None) -> Repo
     ConfigError
         Settings differ, a row is in two files, there are no rows, or no such baseline.
     """
-    for other in results[1:]:
-        check_same(results[0].settings, other)
+    for i, other in enumerate(results):
+        rows = [row for result in results[:i] for row in result.rows]
+        check_same(results[0].settings, other, {row.method for row in rows}, profiles_of(rows))
     arms = _by_arm(results)
     if not arms:
         raise ConfigError(f"{results[0].path}: there are no rows in it yet")
     notes = [f"{r.path}: its last line was broken and is left out" for r in results if r.n_dropped]
-    labels = {name for method, budget in arms for name in (method, _label(method, budget))}
+    labels = {name for method, budget in arms for name in (method, arm_label(method, budget))}
     if baseline is None and BASELINE in labels:
         baseline = BASELINE
     elif baseline is None:
@@ -163,10 +165,6 @@ _Arms = dict[tuple[str, int], _Texts]
 _Number = TypeVar("_Number", int, float)
 
 
-def _label(method: str, budget: int) -> str:
-    return method if budget == 0 else f"{method}@{budget}"
-
-
 def _by_arm(results: Sequence[Results]) -> _Arms:
     arms: _Arms = {}
     for result in results:
@@ -175,8 +173,8 @@ def _by_arm(results: Sequence[Results]) -> _Arms:
             if (row.problem, row.sample) in texts:
                 raise ConfigError(
                     f"{result.path}: another file has the same rows, e.g. "
-                    f"{_label(row.method, row.budget)}, problem {printable(row.problem)}, sample "
-                    f"{row.sample}"
+                    f"{arm_label(row.method, row.budget)}, problem {printable(row.problem)}, "
+                    f"sample {row.sample}"
                 )
             texts[row.problem, row.sample] = row
     return arms
@@ -214,8 +212,8 @@ def _difference(arms: _Arms, key: tuple[str, int], baseline: str | None) -> Diff
     """Return an arm's difference to the baseline, if they are two and have common texts."""
     if baseline is None:
         return None
-    labels = {_label(*arm): arm for arm in arms}
-    other = labels.get(_label(baseline, key[1]), labels.get(baseline))
+    labels = {arm_label(*arm): arm for arm in arms}
+    other = labels.get(arm_label(baseline, key[1]), labels.get(baseline))
     if other is None or other == key:
         return None
     common = [text for text in arms[key] if text in arms[other]]

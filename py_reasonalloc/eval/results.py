@@ -18,53 +18,30 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
-import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Any
 
 from ..errors import ConfigError, ReasonAllocError
-from .rows import END, LENGTH, LOOP, Row, RowKey
+from .agreement import check_same
+from .results_lines import (
+    MAX_LINE,
+    BadLineError,
+    Results,
+    header_line,
+    read_lines,
+    row_line,
+    shown_key,
+)
+from .rows import Row, RowKey
 
-MAGIC, FORMAT = "reasonalloc_eval", 1
-#: Limits of what is read: bytes of a line, counts, values of a list in the settings.
-MAX_LINE = 1 << 24
-MAX_COUNT = 1 << 53
-MAX_VALUES = 1 << 12
-
-_MAX_DIGITS = 40
-_N_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a results file holds.
-
-    Attributes
-    ----------
-    path : Path
-        Of the file.
-    settings : dict
-        What all its rows were made with.
-    rows : tuple of Row
-        In the order of the file; no key twice.
-    n_dropped : int
-        1 if the last line was broken and left out, else 0.
-    n_bytes : int
-        Length of all lines that are whole.
-    """
-
-    path: Path
-    settings: dict[str, Any]
-    rows: tuple[Row, ...]
-    n_dropped: int
-    n_bytes: int
+__all__ = ["MAX_LINE", "Results", "ResultsFile", "read_results"]
 
 
 def read_results(path: Path | str, keep_texts: bool = True) -> Results:
@@ -88,7 +65,7 @@ def read_results(path: Path | str, keep_texts: bool = True) -> Results:
     file = Path(path)
     try:
         with file.open("rb") as stream:
-            return _read(stream, file, keep_texts)
+            return read_lines(stream, file, keep_texts)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
 
@@ -113,8 +90,16 @@ class ResultsFile:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path | str, settings: dict[str, Any]) -> ResultsFile:
+    def open(
+        cls,
+        path: Path | str,
+        settings: dict[str, Any],
+        methods: Iterable[str] = (),
+        profiles: Mapping[str, str] = MappingProxyType({}),
+    ) -> ResultsFile:
         """Make a file, or go on with one that was made with the same settings.
+
+        One without any row gets the new settings.
 
         Parameters
         ----------
@@ -123,6 +108,8 @@ class ResultsFile:
         settings : dict
             What every row of the file must have been made with, and nothing else: names of letters,
             digits and underscores; numbers, text, None, or lists of them.
+        methods, profiles
+            What rows will be added of, and their layer profiles; see `check_same`.
 
         Raises
         ------
@@ -134,8 +121,8 @@ class ResultsFile:
         """
         target = Path(path)
         try:
-            header = _header_line(settings)
-        except _BadLineError as error:
+            header = header_line(settings)
+        except BadLineError as error:
             raise ConfigError(f"settings: {error}") from None
         try:
             if not target.exists():
@@ -146,12 +133,17 @@ class ResultsFile:
         try:
             _lock_file(file.fileno(), target)
             reader = io.BufferedReader(file)
-            found = _read(reader, target, keep_texts=False)
+            found = read_lines(reader, target, keep_texts=False)
             reader.detach()
-            check_same(json.loads(header)["settings"], found)
-            file.truncate(found.n_bytes)
+            n_bytes = found.n_bytes
+            if found.rows:
+                check_same(json.loads(header)["settings"], found, methods, profiles)
+            else:  # of a run that failed before it had anything
+                file.seek(0)
+                n_bytes = file.write(header)
+            file.truncate(n_bytes)
             _sync(file.fileno())
-            file.seek(found.n_bytes)
+            file.seek(n_bytes)
         except OSError as error:
             file.close()
             raise _cannot_write(target, error) from None
@@ -173,12 +165,12 @@ class ResultsFile:
             the file is closed.
         """
         try:
-            line = _row_line(row)
-        except _BadLineError as error:
+            line = row_line(row)
+        except BadLineError as error:
             raise ConfigError(f"{self.path}: a row cannot be written: {error}") from None
         with self._lock:
             if row.key in self.done:
-                raise ConfigError(f"{self.path}: there is a row of {_shown_key(row.key)} already")
+                raise ConfigError(f"{self.path}: there is a row of {shown_key(row.key)} already")
             if self._file.closed:
                 raise ReasonAllocError(f"{self.path}: the file was closed")
             self.done[row.key] = replace(row, text=None)
@@ -205,25 +197,6 @@ class ResultsFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def check_same(settings: dict[str, Any], other: Results) -> None:
-    """Raise ConfigError unless a file was made with these settings: it names what differs."""
-    names = dict.fromkeys([*settings, *other.settings])
-    missing = object()
-    differing = [
-        name for name in names if settings.get(name, missing) != other.settings.get(name, missing)
-    ]
-    if not differing:
-        return
-    shown = "; ".join(
-        f"{name} = {_shown_setting(other.settings, name)} there, {_shown_setting(settings, name)} "
-        "here"
-        for name in differing[:_N_SHOWN]
-    )
-    n_more = len(differing) - _N_SHOWN
-    more = f"; and {n_more} more" if n_more > 0 else ""
-    raise ConfigError(f"{other.path}: made with other settings: {shown}{more}")
 
 
 # --- on the disk ---------------------------------------------------------------------------------
@@ -298,219 +271,3 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
         reason = f"there is no folder {path.parent}"
     return ConfigError(f"{path}: the results cannot be written: {reason}")
-
-
-# --- lines ---------------------------------------------------------------------------------------
-
-
-class _BadLineError(Exception):
-    """What is wrong with a line."""
-
-
-class _BrokenLineError(_BadLineError):
-    """It is not a line that was written to its end."""
-
-
-def _header_line(settings: dict[str, Any]) -> bytes:
-    _check_settings(settings)
-    return _line({MAGIC: FORMAT, "settings": settings})
-
-
-def _row_line(row: Row) -> bytes:
-    values = row.to_json()
-    _row(values)
-    return _line(values)
-
-
-def _line(values: dict[str, Any]) -> bytes:
-    line = json.dumps(values, allow_nan=False).encode("ascii") + b"\n"
-    if len(line) > MAX_LINE:
-        raise _BadLineError(f"its line would be longer than {MAX_LINE} bytes")
-    return line
-
-
-def _read(stream: BinaryIO, path: Path, keep_texts: bool) -> Results:
-    """Read a file from its start."""
-    settings: dict[str, Any] | None = None
-    rows: dict[RowKey, Row] = {}
-    line_of: dict[RowKey, int] = {}
-    n_bytes = n_dropped = number = 0
-    try:
-        for line, is_last in _lines(stream):
-            number += 1
-            try:
-                values = _parse(line)
-            except _BrokenLineError:
-                if settings is None or not is_last:
-                    raise
-                n_dropped = 1
-                break
-            n_bytes += len(line)
-            if settings is None:
-                settings = _settings(values)
-                continue
-            row = _row(values)
-            if row.key in rows:
-                raise _BadLineError(
-                    f"{_shown_key(row.key)} is in line {line_of[row.key]} already: delete one of "
-                    "the two lines"
-                )
-            rows[row.key] = row if keep_texts else replace(row, text=None)
-            line_of[row.key] = number
-        if settings is None:
-            raise _BadLineError("it is empty")
-    except _BadLineError as error:
-        if settings is None:
-            raise ConfigError(f"{path}: not a results file: {error}") from None
-        raise ReasonAllocError(f"{path}: line {number}: {error}") from None
-    return Results(path, settings, tuple(rows.values()), n_dropped, n_bytes)
-
-
-def _lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """Yield lines with their ends, and whether they are the last."""
-    line = stream.readline(MAX_LINE + 1)
-    while line:
-        following = stream.readline(MAX_LINE + 1)
-        is_cut = len(line) <= MAX_LINE and not line.endswith(b"\n")  # where the file ended just now
-        yield line, is_cut or not following
-        if is_cut:
-            return
-        line = following
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    """Return the object that a line holds."""
-    if len(line) > MAX_LINE:
-        raise _BadLineError(f"it is longer than {MAX_LINE} bytes")
-    if not line.endswith(b"\n"):
-        raise _BrokenLineError("it is cut off")
-    try:
-        values = json.loads(line.decode("utf-8"), parse_int=_int, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise _BrokenLineError("it is not JSON that this program writes") from None
-    if not isinstance(values, dict):
-        raise _BadLineError("it is not a JSON object")
-    return values
-
-
-def _int(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError("an integer that Python before 3.11 would take forever to read")
-    return int(text)
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings in a header."""
-    if MAGIC not in values:
-        raise _BadLineError("its first line does not say so")
-    if type(values[MAGIC]) is not int or values[MAGIC] != FORMAT:
-        raise _BadLineError(
-            f"its format is {_shown(values[MAGIC])}, this program reads format {FORMAT}"
-        )
-    settings = values.get("settings")
-    if not isinstance(settings, dict):
-        raise _BadLineError("its first line has no settings")
-    _check_settings(settings)
-    return settings
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        if re.fullmatch(r"[A-Za-z0-9_]{1,64}", name) is None:
-            raise _BadLineError(f"{_shown(name)} is no name of a setting")
-        values = value if isinstance(value, list) else [value]
-        if len(values) > MAX_VALUES or not all(map(_is_plain, values)):
-            raise _BadLineError(
-                f"{name} must be a number, a text, null, or a list of up to {MAX_VALUES} of them"
-            )
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, (bool, int, str))
-
-
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_COUNT
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 500 and value.isprintable()
-
-
-def _is_seconds(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
-
-
-_COUNT = _is_count, f"a whole number, 0 to {MAX_COUNT}"
-_TEXT = _is_text, "a text"
-_SECONDS = _is_seconds, "a number of seconds, at least 0"
-_STOPS = (END, LENGTH, LOOP)
-#: Field of a row -> whether a value may stand there, and how that is said.
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "method": (_is_name, "a text of 1 to 500 printable characters"),
-    "budget": _COUNT,
-    "problem": _TEXT,
-    "sample": _COUNT,
-    "seed": (lambda v: type(v) is int and abs(v) <= MAX_COUNT, "a whole number"),
-    "gold": _TEXT,
-    "answer": (lambda v: v is None or _is_text(v), "a text or null"),
-    "correct": (lambda v: isinstance(v, bool), "true or false"),
-    "n_prompt": _COUNT,
-    "n_generated": _COUNT,
-    "stop": (lambda v: v in _STOPS, f"one of {', '.join(_STOPS)}"),
-    "n_protect": _COUNT,
-    "peak_tokens": _COUNT,
-    "kv_bytes": _COUNT,
-    "n_evicted": _COUNT,
-    "n_compressions": _COUNT,
-    "prompt_seconds": _SECONDS,
-    "decode_seconds": _SECONDS,
-    "compress_seconds": _SECONDS,
-    "text": _TEXT,
-}
-_NEEDED = {field.name for field in fields(Row) if field.default is MISSING}
-
-
-def _row(values: dict[str, Any]) -> Row:
-    """Return a row whose values have been checked; fields with a default may be missing or null."""
-    for name in values:
-        if name not in _RULES:
-            raise _BadLineError(f"a row has no field {_shown(name)}")
-    for name, (is_right, what) in _RULES.items():
-        value = values.get(name)
-        if name in _NEEDED and name not in values:
-            raise _BadLineError(f"{name} is missing")
-        if (value is not None or name in _NEEDED) and not is_right(value):
-            raise _BadLineError(f"{name} must be {what}, not {_shown(value)}")
-    return Row(**values)
-
-
-# --- for people ----------------------------------------------------------------------------------
-
-
-def _shown(value: Any) -> str:
-    """Return a value as ASCII, shortened."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:40] + " ... " + text[-15:]
-
-
-def _shown_setting(settings: dict[str, Any], name: str) -> str:
-    return _shown(settings[name]) if name in settings else "nothing"
-
-
-def _shown_key(key: RowKey) -> str:
-    arm = key.method if key.budget == 0 else f"{key.method}@{key.budget}"
-    return f"{arm}, problem {_shown(key.problem)}, sample {key.sample}"

@@ -31,6 +31,11 @@ class Problem:
     solution: str = ""
 
 
+def arm_label(method: str, budget: int) -> str:
+    """Return what an arm is called: ``METHOD``, or ``METHOD@BUDGET`` with a budget."""
+    return method if budget == 0 else f"{method}@{budget}"
+
+
 class RowKey(NamedTuple):
     """What names a row: there is one row per key in a results file.
 
@@ -86,6 +91,9 @@ class Row:
         Reading the prompt; decoding, compressions included; compressions alone.
     text : str or None
         The model's whole text, where the run keeps texts.
+    profile : str or None
+        Digest of the layer profile that split the budget; see `profile_digest`. None: none did, or
+        it is not known.
     """
 
     method: str
@@ -108,6 +116,7 @@ class Row:
     decode_seconds: float | None = None
     compress_seconds: float | None = None
     text: str | None = None
+    profile: str | None = None
 
     @property
     def key(self) -> RowKey:

@@ -6,7 +6,6 @@ Exit codes: 1 the model; 2 wrong usage, or it cannot listen; 130 ended by Ctrl-C
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import click
 
@@ -45,10 +44,10 @@ def serve_command(
 
     load_library()
     from .._log import LogCapture
-    from ..cli import DEMO, DEMO_MODEL
     from .http_server import ModelServer
+    from .plan import model_path
 
-    path = DEMO_MODEL if model == DEMO else Path(model)
+    path = model_path(model)
     n_threads = threads or os.cpu_count() or 1
     with (
         LogCapture(forward=False),

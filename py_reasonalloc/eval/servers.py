@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import click
 
 from ..errors import ConfigError, ReasonAllocError
-from .exchange import Exchange, PassingError, Server
+from .exchange import Exchange, PassingError, Server, UnreachableError
 from .methods import parse_arms
 from .rows import Row
 from .worker import Job, Task, judge_row
@@ -94,15 +94,28 @@ def solve_on_servers(
 ) -> Iterator[Row]:
     """Let servers work on tasks, one at a time each; rows come as they are ready.
 
-    A server that cannot be reached, breaks off or says HTTP 5xx hands its task back, is tried again
-    after each of the pauses, and is given up with a line on stderr if it fails once more.
+    A server that breaks off, says HTTP 5xx or cannot be reached any more hands its task back, is
+    tried again after each of the pauses, and is given up with a line on stderr if it fails once
+    more. One that could never be reached is given up at once: its URL may be wrong.
+
+    Raises
+    ------
+    ConfigError
+        See `check_servers`.
+    ReasonAllocError
+        A server refuses a request, or is not what the file says; or none is left for a task.
+    """
+    httpx = check_servers(job, tasks, servers)
+    return _judged(job, tasks, _Dispatcher(httpx, job, tasks, servers, pauses))
+
+
+def check_servers(job: Job, tasks: Sequence[Task], servers: Sequence[Server]) -> ModuleType:
+    """Check what can be checked before anything is sent; return httpx.
 
     Raises
     ------
     ConfigError
         There is a task that no server does, or a server for an arm that is none; httpx is missing.
-    ReasonAllocError
-        A server refuses a request, or is not what the file says; or none is left for a task.
     """
     httpx = _import_httpx()
     labelled = {server.arm for server in servers if server.arm is not None}
@@ -118,7 +131,7 @@ def solve_on_servers(
         for task in tasks:
             if task.arm not in labelled:
                 raise ConfigError(f"no server does {task.arm}: add a line URL, or URL {task.arm}")
-    return _judged(job, tasks, _Dispatcher(httpx, job, tasks, servers, pauses))
+    return httpx
 
 
 def _import_httpx() -> ModuleType:
@@ -227,7 +240,8 @@ class _Dispatcher:
                 written = await exchange.write(task)
             except PassingError as failure:
                 await self._give_back(task)
-                if n_failures == len(self._pauses):
+                is_hopeless = isinstance(failure, UnreachableError) and not exchange.has_answered
+                if is_hopeless or n_failures == len(self._pauses):
                     self._give_up(exchange.server, str(failure))
                     return
                 await asyncio.sleep(self._pauses[n_failures])
@@ -259,14 +273,14 @@ class _Dispatcher:
 
     def _give_up(self, server: Server, reason: str) -> None:
         self._servers.remove(server)
-        newline = "\n" if sys.stderr.isatty() else ""  # after the progress bar
-        click.echo(f"{newline}{server} is given up: {reason}", err=True)
         for task in self._waiting:
             if not any(self._can_do(other, task) for other in self._servers):
                 raise ReasonAllocError(
                     f"no server is left for {task.arm}; {server}: {reason} (what is done is in "
                     "the results file: the same command goes on)"
                 )
+        newline = "\n" if sys.stderr.isatty() else ""  # after the progress bar
+        click.echo(f"{newline}{server} is given up: {reason}", err=True)
 
 
 def _keepalive_options() -> list[tuple[int, int, int]]:

@@ -15,7 +15,7 @@ from ..stats import engine_stats
 from . import rows
 from .answers import judge_for
 from .loops import LoopDetector
-from .methods import Arm, Setup
+from .methods import Arm, Setup, profile_digest
 from .rows import Problem, Row
 
 
@@ -99,6 +99,7 @@ def judge_row(
         n_generated=n_generated,
         stop=stop,
         text=text if job.keep_texts else None,
+        profile=profile_digest(job.setups[task.arm]),
         **measured,
     )
 

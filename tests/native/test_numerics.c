@@ -1,4 +1,4 @@
-/* core/numerics.c: softmax, max-pool, similarity sums */
+/* core/numerics.c: softmax, max-pool, sums of cosines */
 #include "ra_test.h"
 
 #include <stdlib.h>
@@ -83,92 +83,6 @@ static void test_max_pool(void) {
     }
 }
 
-/* all rows in blocks of n_rows, the first one (the newest tokens) in what is left over */
-static void sim_in_blocks(int32_t n, int32_t n_rows, const float * cos, float threshold,
-                          float * acc) {
-    int32_t open[N_MAX];
-    int32_t n_open = 0;
-    for (int32_t j = 0; j < n; ++j) {
-        acc[j] = 0.0f;
-        for (int32_t i = 0; i < n; ++i) {
-            acc[j] += cos[i * n + j];
-        }
-    }
-    for (int32_t end = n; end > 0;) {
-        const int32_t i0 = (end - 1) / n_rows * n_rows;
-        ra_key_sim_rows(n, i0, end - i0, cos + i0 * n + i0, n, threshold, acc, open, &n_open);
-        end = i0;
-    }
-}
-
-/* Keys 0 and 2 look alike (0.9). Row 0: its newest look-alike 2 is not charged. Row 1: 2 is alike by
- * 0.6. Row 2: 1 is the newest other one above 0.5. The column sums are what is left. */
-static void test_key_sim_by_hand(void) {
-    const float cos[9] = {
-        1.0f, 0.2f, 0.9f, /* */
-        0.2f, 1.0f, 0.6f, /* */
-        0.9f, 0.6f, 1.0f,
-    };
-    for (int32_t n_rows = 1; n_rows <= 3; ++n_rows) {
-        float acc[3];
-        sim_in_blocks(3, n_rows, cos, 0.5f, acc);
-        CHECK_NEAR(acc[0], 0.2 + 0.9, 1e-6);
-        CHECK_NEAR(acc[1], 0.2, 1e-6);
-        CHECK_NEAR(acc[2], 0.0, 1e-6);
-    }
-
-    /* the threshold itself is not above it, and nothing above it leaves all columns alone */
-    const float flat[4] = { 1.0f, 0.5f, 0.5f, 1.0f };
-    float       sum[2];
-    sim_in_blocks(2, 2, flat, 0.5f, sum);
-    CHECK_NEAR(sum[0], 0.5, 1e-7);
-    CHECK_NEAR(sum[1], 0.5, 1e-7);
-
-    /* a lone key has no other */
-    const float one[1] = { 1.0f };
-    float       alone[1];
-    sim_in_blocks(1, 1, one, -1.0f, alone);
-    CHECK_NEAR(alone[0], 0.0, 0.0);
-}
-
-static void naive_key_sim(int32_t n, const float * cos, float threshold, double * acc) {
-    for (int32_t j = 0; j < n; ++j) {
-        acc[j] = 0.0;
-        for (int32_t i = 0; i < n; ++i) {
-            bool is_newest = cos[i * n + j] > threshold;
-            for (int32_t later = j + 1; later < n; ++later) {
-                is_newest = is_newest && (later == i || !(cos[i * n + later] > threshold));
-            }
-            if (i != j && !is_newest) {
-                acc[j] += (double) cos[i * n + j];
-            }
-        }
-    }
-}
-
-static void test_key_sim_random_blocks(void) {
-    for (int32_t round = 0; round < 300; ++round) {
-        const int32_t n         = ra_test_int(1, round % 3 == 0 ? N_MAX : 24);
-        const float   threshold = round % 5 == 0 ? 0.99f : ra_test_float();
-        static float  cos[N_MAX * N_MAX];
-        float         acc[N_MAX];
-        double        want[N_MAX];
-        for (int32_t i = 0; i < n; ++i) {
-            for (int32_t j = i; j < n; ++j) {
-                /* coarse values, so that many equal the threshold or one another */
-                cos[i * n + j] =
-                    round % 2 == 0 ? ra_test_float() : 0.25f * (float) ra_test_int(-4, 5);
-                cos[j * n + i] = cos[i * n + j];
-            }
-        }
-        sim_in_blocks(n, ra_test_int(1, n + 1), cos, threshold, acc);
-        naive_key_sim(n, cos, threshold, want);
-        for (int32_t j = 0; j < n; ++j) {
-            CHECK_NEAR(acc[j], want[j], 1e-4);
-        }
-    }
-}
-
 static void test_key_cos_sums(void) {
     enum { D_MAX = 37 };
     for (int32_t round = 0; round < 50; ++round) {
@@ -196,8 +110,6 @@ int main(void) {
     test_softmax_extremes();
     test_softmax_random();
     test_max_pool();
-    test_key_sim_by_hand();
-    test_key_sim_random_blocks();
     test_key_cos_sums();
     return ra_test_result();
 }

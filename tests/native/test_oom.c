@@ -79,7 +79,7 @@ static int32_t fail_each_of_init(const ra_config * cfg) {
 }
 
 static void test_init(void) {
-    const ra_config plain  = ra_pool_config("random", 20);
+    const ra_config plain  = ra_pool_config("rkv", 20);
     const ra_config tables = config_with_tables();
     /* 1 cache, 2 + 2 arrays, 1 table, at least 8 per layer; tables: 2 copies more, 1 split less */
     const int32_t n_plain = fail_each_of_init(&plain);

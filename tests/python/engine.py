@@ -7,6 +7,7 @@ reads back what the cache holds; nothing of it is shipped.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 
 from py_reasonalloc import _bindings as c
+
+#: Layers on a GPU, for runs of these tests on one (tests/gpu/check.sh).
+N_GPU_LAYERS = int(os.environ.get("REASONALLOC_TEST_GPU_LAYERS", "0"))
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
@@ -84,7 +88,7 @@ class Engine:
         self.n_pos = 0
         self.traces: list[LayerTrace] = []
         model_params = lib.llama_model_default_params()
-        model_params.n_gpu_layers = 0
+        model_params.n_gpu_layers = N_GPU_LAYERS
         self.model = lib.llama_model_load_from_file(str(self.path).encode(), model_params)
         if not self.model:
             raise RuntimeError(f"cannot load {self.path}")

@@ -18,6 +18,7 @@ from py_reasonalloc.bench.engine import Engine
 from py_reasonalloc.bench.jobs import N_WARM, Arm, Job
 from py_reasonalloc.bench.measure import run_job
 from py_reasonalloc.bench.scaling import n_cells
+from py_reasonalloc.bench.turns import Group, take_turns
 from py_reasonalloc.sizes import Shape, budget_bytes, full_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +159,51 @@ def test_another_build_needs_none_of_our_functions(make_gguf, tmp_path) -> None:
     assert row["cache_bytes"] is None
 
 
+# --- turns -----------------------------------------------------------------------------------
+
+
+def test_contexts_take_turns(make_gguf, tmp_path) -> None:
+    path = str(make_gguf())
+
+    def job(arm: Arm, depth: int) -> Job:
+        return Job("turns", arm, path, 1, depth=depth, n_tokens=48, folder=str(tmp_path))
+
+    group = Group("budget 32", [job(OURS, 400), job(OURS, 100), job(STOCK, 48), job(STOCK, 0)])
+    rows = take_turns(group, 3, 16)
+    assert [(row["arm"], row["depth"]) for row in rows] == [
+        *(("budget 32", depth) for depth in (400, 100)),
+        *(("stock f16", depth) for depth in (48, 0)),
+    ]
+    for row in rows:
+        assert len(row["seconds"]) == 3
+        assert all(seconds > 0 for seconds in row["seconds"])
+        # one compression per buffer, and all of it inside the timed steps
+        is_ours = row["budget"] is not None
+        assert 0 < row["compress_seconds"] < sum(row["seconds"]) or not is_ours
+        assert row["compress_seconds"] == 0 or is_ours
+
+
+def test_turns_with_another_build(make_gguf, tmp_path) -> None:
+    library = os.environ.get("REASONALLOC_STOCK_LIB")
+    if not library:
+        pytest.skip("REASONALLOC_STOCK_LIB names no unpatched build")
+    arms = (STOCK, Arm("unpatched", library=library))
+    path = str(make_gguf())
+    jobs = [Job("turns", arm, path, 1, depth=8, n_tokens=16, folder=str(tmp_path)) for arm in arms]
+    rows = take_turns(Group("unpatched", jobs), 1, 16)
+    assert [row["arm"] for row in rows] == ["stock f16", "unpatched"]
+    assert all(len(row["seconds"]) == 1 for row in rows)
+
+
+def test_turns_that_fail_say_why(make_gguf, tmp_path) -> None:
+    path = str(make_gguf(head_dim=48))
+    arm = Arm("budget 64 q8_0", kv_type="q8_0", budget=64)
+    jobs = [Job("turns", a, path, 1, n_tokens=16, folder=str(tmp_path)) for a in (STOCK, arm)]
+    (row,) = take_turns(Group("g", jobs), 1, 16)
+    assert row["arm"] == "g"
+    assert "does not divide n_embd_head_k=48" in row["error"]
+
+
 # --- the command -----------------------------------------------------------------------------
 
 
@@ -206,6 +252,7 @@ def test_short_run(bench, tmp_path) -> None:
     assert set(lines) == {
         *((arm, depth) for arm in arms for depth in (64, 300)),
         ("stock f16", 0),
+        ("stock f16, pieces of 16", 0),
     }
     shape = Shape(n_layer=6, n_head_kv=4, head_dim=32)
     for (arm, depth), line in lines.items():
@@ -227,8 +274,19 @@ def test_short_run(bench, tmp_path) -> None:
         "budget 48",
         "budget 48 uneven",
     }
-    assert len(report["summary"]["load"]) == 3
-    for title in ("## Decoding", "## Memory", "## Prompts", "## Loading"):
+    assert [line["arm"] for line in report["summary"]["load"]] == [
+        "ReasonLlama, no budget",
+        "budget 48",
+    ]
+    turns = [
+        (line["arm"], line["depth"], line["against_depth"]) for line in report["summary"]["turns"]
+    ]
+    assert turns == [
+        *(("budget 48", 300, depth) for depth in (64, 0)),
+        *(("budget 48 uneven", 300, depth) for depth in (64, 0)),
+    ]
+    titles = ("## Decoding", "## Memory", "## Decoding in turns", "## Prompts", "## Loading")
+    for title in titles:
         assert title in done.stdout
     assert files["svg"].read_text().startswith("<?xml")
 
@@ -283,6 +341,7 @@ def assert_refused(done, code: int, pattern: str) -> None:
         (["--shape", "demo", "--kv-type", "q3"], r"cache type = 'q3' is unknown"),
         (["--shape", "demo", "--splits", "odd"], r"--splits 'odd' is unknown: must be one of even"),
         (["--shape", "demo", "--prompts", ""], r"--prompts '' is not a list of numbers"),
+        (["--shape", "demo", "--parts", "all"], r"--parts 'all' is unknown: must be of decode"),
         (["--shape", "demo", "--repeat", 0], r"--repeat.*0 is not in the range"),
         (["--shape", "demo", "--threads", 0], r"--threads.*0 is not in the range"),
         (["--shape", "demo", "--json", "no/such/x.json"], r"no/such/x\.json: .*folder does not"),
@@ -319,6 +378,7 @@ def test_what_cannot_run_does_not_stop_the_rest(bench, make_gguf) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "- decode, budget 32, depth 8: no context could be made:" in done.stdout
+    assert "- load, budget 32: " in done.stdout
     assert "architecture 'gemma2' is not supported" in done.stdout
     assert "| stock f16 | 8 |" in done.stdout
 

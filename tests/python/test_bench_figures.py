@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from py_reasonalloc.bench.jobs import N_WARM, Arm, Job
-from py_reasonalloc.bench.measure import Settings, budget_arms, plan, wave_layers
+from py_reasonalloc.bench.measure import Settings, budget_arms, plan, plan_turns, wave_layers
 from py_reasonalloc.bench.rival_openvino import eviction, run_rival, table
 from py_reasonalloc.bench.scaling import fit, longest_chain, n_cells, scale
 from py_reasonalloc.bench.summary import summarize
+from py_reasonalloc.bench.turns import slice_tokens
 
 SETTINGS = Settings(Path("m.gguf"), depths=(512, 2048), budgets=(256,), stock_types=("f16", "q8_0"))
 
@@ -156,6 +158,42 @@ def test_prompts_and_llama_bench_are_paired() -> None:
     assert pair["ours_over_llama_bench"].median == pytest.approx(2.0)
 
 
+def test_turns_are_held_against_each_other_buffer_by_buffer() -> None:
+    rows = [
+        {
+            "kind": "turns",
+            "group": "budget 256",
+            "arm": arm,
+            "depth": depth,
+            "budget": budget,
+            "repetition": repetition,
+            "seconds": [slowness * second for second in seconds],
+            "compress_seconds": 0.0,
+        }
+        # a machine that gets slower between repetitions
+        for repetition, slowness in enumerate((1.0, 3.0))
+        for arm, depth, budget, seconds in (
+            ("budget 256", 2048, 256, [2.0, 4.0]),
+            ("budget 256", 512, 256, [2.0, 4.0]),
+            ("stock f16", 384, None, [1.0, 6.0]),
+        )
+    ]
+    own, stock = summarize(rows, SETTINGS)["turns"]
+    assert (own["arm"], own["depth"], own["against_depth"]) == ("budget 256", 2048, 512)
+    assert own["ratios"] == [1.0] * 4
+    assert (stock["against"], stock["against_depth"]) == ("stock f16", 384)
+    assert stock["ratios"] == [0.5, 1.5] * 2
+    assert stock["speed_ratio"] == (1.0, 0.5, 1.5)
+
+
+def test_loads_are_paired() -> None:
+    loads = [{"base_seconds": 2.0, "seconds": 2.0}, {"base_seconds": 4.0, "seconds": 5.0}]
+    row = {"kind": "load", "arm": "session", "repetition": 0, "budget": None, "loads": loads}
+    (line,) = summarize([row], SETTINGS)["load"]
+    assert line["over_llama"] == (1.125, 1.0, 1.25)
+    assert line["base_seconds"] == (3.0, 2.0, 4.0)
+
+
 def test_a_line_is_found() -> None:
     line = fit([(x, 3.0 + 0.5 * x) for x in (0, 10, 100)])
     assert line == pytest.approx((3.0, 0.5))
@@ -217,6 +255,7 @@ def test_a_plan_measures_what_is_compared(make_gguf) -> None:
     assert decodes == {
         *((arm, depth) for arm in every for depth in (512, 2048)),
         *(("stock f16", depth) for depth in (0, 64 + 128, 256 + 128)),
+        (settings.small_batches, 0),
         ("unpatched", 512),
     }
     assert all(job.n_tokens % 128 == 0 for job in jobs if job.kind == "decode")
@@ -224,6 +263,28 @@ def test_a_plan_measures_what_is_compared(make_gguf) -> None:
     assert Job.from_json(jobs[-1].to_json()) == jobs[-1]
     uneven = next(job for job in jobs if job.arm.name == "budget 64 uneven")
     assert Job.from_json(uneven.to_json()) == uneven
+    groups = {
+        group.name: [(job.arm.name, job.depth) for job in group.jobs]
+        for group in plan_turns(settings)
+    }
+    assert set(groups) == {*ours, "unpatched"}
+    assert groups["budget 64"] == [
+        ("budget 64", 2048),
+        ("budget 64", 512),
+        ("stock f16", 64 + 128),
+        ("stock f16", 0),
+    ]
+    # adaptive heads may hold twice the largest layer's budget: not full at 512
+    assert groups["budget 256 uneven"][:2] == [("budget 256 uneven", 2048), ("stock f16", 384)]
+    assert groups["unpatched"] == [("stock f16", 512), ("unpatched", 512)]
+    only = replace(settings, parts=("turns",))
+    assert plan(only) == [] and len(plan_turns(only)) == len(groups)
+    assert plan_turns(replace(settings, parts=("decode",))) == []
+
+
+@pytest.mark.parametrize(("buffer", "n"), [(128, 16), (16, 16), (8, 8), (17, 1), (24, 12)])
+def test_a_turn_divides_the_buffer(buffer, n) -> None:
+    assert slice_tokens(buffer) == n
 
 
 # --- OpenVINO --------------------------------------------------------------------------------

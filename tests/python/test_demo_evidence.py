@@ -43,6 +43,15 @@ def test_places_of_a_gold_chain() -> None:
     assert min(kinds[kind] for kind in (*autopsy._KINDS, "other")) >= 20
 
 
+def test_a_wave_is_the_papers_unless_an_arm_names_another_profile() -> None:
+    """Looked up, the demo's profile is that with a horizon: two arms would be one."""
+    labels = ["wave@160", "wave+profile=demo-reasoner-horizon@160", "rkv@160"]
+    plain, horizon, rkv = (s.config for s in autopsy.setups_of(labels, 62).values())
+    assert plain and horizon and rkv and plain.protect_prompt == 62
+    assert plain.profile.name == "demo-reasoner" and horizon.profile.horizon == 128
+    assert rkv.layers == "uniform" and plain.profile.demand != horizon.profile.demand
+
+
 def test_autopsy_of_a_cache_that_holds_everything(demo_model, capsys) -> None:
     problem = generate_problem(40_000, 0, 1)
     report = autopsy.Autopsy()

@@ -40,6 +40,7 @@ POLICIES = [c.ra_policy_name(i).decode() for i in range(c.ra_policy_count())]
 PARAMETERS = {
     "MUL_MAT": lambda out, src: {"type_a": src[0][0], "type_b": src[1][0]},
     "CPY": lambda out, src: {"type_src": src[0][0], "type_dst": out[0]},
+    "GET_ROWS": lambda out, src: {"type": src[0][0]},
     "SET_ROWS": lambda out, src: {"type": out[0], "type_idx": src[1][0]},
     "FLASH_ATTN_EXT": lambda out, src: {
         "hsk": str(src[1][1][0]),
@@ -209,7 +210,7 @@ def test_score_graphs_of_every_policy(make_gguf, tables, kv: str) -> None:
             assert bool(scores) == (policy not in ("random", "streaming") or guard > 0)
             required |= requirements(scores)
     assert {op for op, _ in required} == {
-        "CPY", "CONT", "L2_NORM", "MUL_MAT", "SQR", "SQRT", "SUM_ROWS",
+        "CPY", "CONT", "GET_ROWS", "L2_NORM", "MUL_MAT", "SQR", "SQRT", "SUM_ROWS",
     }  # fmt: skip
     assert unsupported(tables, required) == []
 

@@ -152,66 +152,6 @@ def test_interrupt_ends_promptly_and_keeps_what_is_done(tmp_path) -> None:
     assert 2 <= len(read_results(path).rows) < 250
 
 
-def test_other_settings_are_refused(finished) -> None:
-    path = finished[0]
-    before = path.read_bytes()
-    for option, value, name in (
-        ("--max-tokens", 61, "max_tokens"),
-        ("--seed", 1, "seed"),
-        ("--buffer", 17, "buffer"),
-        ("--protect-prompt", "off", "protect_prompt"),
-        ("--level", 1, "dataset"),
-        ("--temp", 0.5, "temp"),
-        ("--shuffle-seed", 1, "shuffle_seed"),
-    ):
-        code, _, err = run("demo", "-o", path, *QUICK, *ARMS, option, value)
-        assert (code, err.count("\n")) == (2, 1), err
-        assert name in err
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        ([], 2, "no model"),
-        (["demo"], 2, "pass -o"),
-        (
-            ["missing.gguf", "-o", "x.jsonl", "--dataset", "demo", "--budgets", 99],
-            1,
-            "no such file",
-        ),
-        (["README.md", "-o", "x.jsonl", "--dataset", "demo", "--budgets", 99], 1, "not a GGUF"),
-        (["demo", "-o", "x.jsonl", "--budgets", "64,x"], 2, "budgets = '64,x' is not a list"),
-        (["demo", "-o", "x.jsonl", "--budgets", "0"], 2, "is not a list"),
-        (["demo", "-o", "x.jsonl"], 2, "rkv needs a budget"),
-        (["demo", "-o", "x.jsonl", "--budgets", 40], 2, "rkv@40: budget"),
-        (["demo", "-o", "x.jsonl", "--methods", "best"], 2, "method = 'best' is unknown"),
-        (
-            ["demo", "-o", "x.jsonl", "--budgets", 128, "--samples", 2],
-            2,
-            "samples are all the same",
-        ),
-        (
-            ["demo", "-o", "x.jsonl", "--budgets", 128, "--protect-prompt", "most"],
-            2,
-            "auto, off, all or",
-        ),
-        (["demo", "-o", "no/such/folder/x.jsonl", "--budgets", 128], 2, "folder"),
-        (["demo", "-o", "x.jsonl", "--budgets", 128, "--profile", "none.json"], 2, "none.json"),
-        (["demo", "-o", "x.jsonl", "--budgets", 128, "--kv-type", "q3"], 2, "'q3' is unknown"),
-        (["demo", "-o", "x.jsonl", "--budgets", 128, "--dataset", "no.jsonl"], 2, "no.jsonl"),
-        (["demo", "-o", "x.jsonl", "--budgets", 128, "--server", "no.txt"], 2, "no.txt"),
-        (["report", "no.jsonl"], 2, "no.jsonl"),
-    ],
-)
-def test_bad_input_is_one_line(tmp_path, arguments, code, message) -> None:
-    here = [str(tmp_path / a) if a == "x.jsonl" else a for a in map(str, arguments)]
-    found, out, err = run(*here)
-    assert (found, err.count("\n")) == (code, 1), err
-    assert message in err and "Traceback" not in err
-    assert not list(tmp_path.iterdir())
-
-
 def test_methods_are_listed() -> None:
     code, out, _ = run("--list-methods")
     assert code == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from py_reasonalloc import BudgetConfig, ConfigError
@@ -11,6 +13,8 @@ from py_reasonalloc.eval.methods import (
     Common,
     method_names,
     parse_arms,
+    profile_digest,
+    profile_of,
     setup_of,
 )
 from py_reasonalloc.lookup import find_profile
@@ -54,6 +58,35 @@ def test_methods_of_the_paper(demo_model) -> None:
         )
         assert (setup.config.protect_prompt, setup.kv_type) == (50, "q8_0")
     assert setup_of(Arm("full", 0), settings) == (None, "q8_0")
+
+
+def test_profiles_have_names_and_digests(demo_model) -> None:
+    names = {
+        "rkv": None,
+        "full": None,
+        "adaptive": None,
+        "of-a-later-version": None,
+        "rkv+profile=p.json": None,
+        "wave": "",
+        "reasonalloc+mu=0.5": "",
+        "reasonalloc+layers=uniform": None,
+        "h2o+layers=wave": "",
+        "wave+lambda=0.5+profile=a/p.json": "a/p.json",
+    }
+    assert {method: profile_of(method) for method in names} == names
+    profile = find_profile(demo_model)
+    assert profile is not None
+    digest = profile_digest(setup_of(Arm("wave", 200), common(profile=profile)))
+    assert digest is not None and len(digest) == 16
+    for changes, is_same in (
+        ({"date": "2020-01-01", "name": "x"}, True),
+        ({"gamma": 1.0}, False),
+        ({"demand": (1.0, *profile.demand[1:])}, False),
+    ):
+        other = common(profile=replace(profile, **changes))
+        assert (profile_digest(setup_of(Arm("reasonalloc", 96), other)) == digest) == is_same
+    for arm in (Arm("rkv", 64), Arm("full", 0)):
+        assert profile_digest(setup_of(arm, common(profile=profile))) is None
 
 
 def test_options_win_over_what_all_arms_share(demo_model) -> None:

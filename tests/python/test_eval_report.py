@@ -349,6 +349,21 @@ def test_a_broken_last_line_is_left_out_and_told(file, capsys) -> None:
     assert told == f"{file}: its last line was broken and is left out"
 
 
+def test_files_with_different_profiles_are_not_mixed() -> None:
+    first = of(*arm("wave+profile=p.json", 64, "10", profile="12"), *arm("rkv", 64, "10"))
+    for profile, is_right in (("12", True), (None, True), ("34", False)):
+        second = of(*arm("wave+profile=p.json", 48, "11", profile=profile), path="s.jsonl")
+        if is_right:
+            assert len(make_report([first, second]).arms) == 3
+        else:
+            with pytest.raises(ConfigError, match=r"s\.jsonl: .* before p\.json changed"):
+                make_report([first, second])
+    other = of(*arm("snapkv", 64, "11"), profile=None)
+    assert len(make_report([first, other]).arms) == 3
+    with pytest.raises(ConfigError, match="profile = "):
+        make_report([of(*arm("wave", 64, "11")), other])
+
+
 def test_errors_are_one_line(file, tmp_path, capsys) -> None:
     whole = file.read_bytes()
     damaged, other, strange = (tmp_path / name for name in ("damaged", "other", "strange"))

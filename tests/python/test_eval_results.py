@@ -126,10 +126,51 @@ def test_a_run_goes_on(three) -> None:
 def test_other_settings_are_refused(three, changes, message) -> None:
     before = three.read_bytes()
     with pytest.raises(ConfigError) as error:
-        ResultsFile.open(three, {**SETTINGS, **changes})
+        ResultsFile.open(three, {**SETTINGS, **changes}, ["wave"])
     assert str(error.value) == f"{three}: made with other settings: {message}"
     assert three.read_bytes() == before
     ResultsFile.open(three, SETTINGS).close()  # the refusal left no lock behind
+
+
+def test_the_common_profile_matters_only_where_an_arm_uses_it(three) -> None:
+    other = {**SETTINGS, "profile": [9.0, 2.0]}
+    for methods in (
+        [],
+        ["rkv", "adaptive"],
+        ["wave+profile=p.json"],
+        ["reasonalloc+layers=pyramid"],
+    ):
+        ResultsFile.open(three, other, methods).close()
+    for methods in (["wave"], ["snapkv+layers=wave"]):
+        with pytest.raises(ConfigError, match="profile = "):
+            ResultsFile.open(three, other, methods)
+    with ResultsFile.open(three, SETTINGS) as file:
+        file.append(numbered(1, method="reasonalloc+mu=0.5"))
+    with pytest.raises(ConfigError, match="profile = "):
+        ResultsFile.open(three, other, ["rkv"])
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "message"),
+    [
+        ("wave", "", "pass that one (--profile FILE), or another results file"),
+        (
+            "wave+profile=p.json",
+            "p.json",
+            "made before p.json changed: give the new profile another",
+        ),
+    ],
+)
+def test_a_profile_that_has_changed_is_refused(three, method, name, message) -> None:
+    with ResultsFile.open(three, SETTINGS) as file:
+        file.append(numbered(1, method=method, profile="0123"))
+        file.append(numbered(2, method=method))  # not known: of a file before rows had it
+    for profiles in ({}, {name: "0123"}, {"other.json": "4567"}):
+        ResultsFile.open(three, SETTINGS, ["wave"], profiles).close()
+    with pytest.raises(ConfigError) as error:
+        ResultsFile.open(three, SETTINGS, ["rkv"], {name: "4567"})
+    assert str(error.value).startswith(f"{three}: {method} there ")
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -437,6 +478,7 @@ STRANGE: list[tuple[str, list[Any], str]] = [
     ("correct", [None, 1, "true"], "must be true or false"),
     ("stop", [None, "eos", ["end"]], "must be one of end, length, loop"),
     ("text", [7], "must be a text"),
+    ("profile", [7, "", ["x"]], "must be a text of 1 to 500"),
     ("n_words", [1], 'a row has no field "n_words"'),
 ]
 
@@ -467,7 +509,7 @@ def test_huge_numbers_and_fields_that_are_missing(three) -> None:
         three.write_bytes(before + json.dumps(less).encode() + b"\n")
         with pytest.raises(ReasonAllocError, match=f"line 5: {name} is missing"):
             read_results(three)
-    optional = [*COUNTS[4:], *SECONDS, "text"]
+    optional = [*COUNTS[4:], *SECONDS, "text", "profile"]
     less = {key: value for key, value in values.items() if key not in optional}
     three.write_bytes(before + json.dumps(less).encode() + b"\n")
     assert read_results(three).rows[3] == numbered(3, **dict.fromkeys(optional))
@@ -531,6 +573,7 @@ SECOND = st.none() | st.floats(0, 1e9)
         decode_seconds=SECOND,
         compress_seconds=SECOND,
         text=st.none() | st.text(),
+        profile=st.none() | st.text("0123456789abcdef", min_size=1),
     )
 )
 @settings(max_examples=50, deadline=None)

@@ -729,12 +729,65 @@ def test_failures_pass(job, tasks, failure, capfd) -> None:
 def test_one_failure_too_many(job, tasks, capfd) -> None:
     fake, message = (
         Fake(lambda n, body: (500, {"error": "out\nof slots"})),
-        "is left for rkv@112; .* same",
+        "is left for rkv@112; .*: HTTP 500: out of slots .* same",
     )
     with fake, pytest.raises(ReasonAllocError, match=message):
         list(solve_on_servers(job, rkv_tasks(tasks), [Server(fake.url, RKV)], NO_PAUSE))
     assert len(fake.bodies) == len(NO_PAUSE) + 1
-    assert capfd.readouterr().err == f"{fake.url} is given up: HTTP 500: out of slots\n"
+    assert capfd.readouterr().err == ""  # the error says it all
+
+
+@pytest.fixture
+def attempts(monkeypatch) -> list[str]:
+    """URLs of all requests made."""
+    urls: list[str] = []
+    request = httpx.AsyncClient.request
+
+    async def counted(client: Any, method: str, url: str, **options: Any) -> Any:
+        urls.append(url)
+        return await request(client, method, url, **options)
+
+    monkeypatch.setattr(httpx.AsyncClient, "request", counted)
+    return urls
+
+
+@pytest.fixture
+def closed_url() -> str:
+    """A port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_wrong_url_ends_the_run_at_once(job, tasks, attempts, closed_url, capfd) -> None:
+    with pytest.raises(ReasonAllocError) as caught:  # with the real pauses
+        list(solve_on_servers(job, rkv_tasks(tasks), [Server(closed_url, RKV)]))
+    assert attempts == [f"{closed_url}/v1/models"]
+    assert f"{closed_url}: cannot be reached: ConnectError: " in str(caught.value)
+    assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
+
+
+def test_a_wrong_url_leaves_its_work_to_another(job, tasks, attempts, closed_url, capfd) -> None:
+    with Fake(lambda n, body: (200, completion("1"))) as good:
+        servers = [Server(closed_url, RKV), Server(good.url, RKV)]
+        rows = list(solve_on_servers(job, rkv_tasks(tasks), servers))
+    assert len(by_key(rows)) == len(good.bodies) == N_PROBLEMS
+    assert [url for url in attempts if url.startswith(closed_url)] == [f"{closed_url}/v1/models"]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"{closed_url} is given up: cannot be reached: ")
+
+
+def test_a_server_that_was_there_keeps_all_its_attempts(job, tasks, attempts) -> None:
+    def respond(number: int, _: object) -> tuple[int, object]:
+        if number == 2:
+            fake.server_close()
+        return (200, completion("1")) if number == 1 else (0, b"")
+
+    fake = Fake(respond)
+    with pytest.raises(ReasonAllocError, match="cannot be reached: ConnectError"), fake:
+        list(solve_on_servers(job, rkv_tasks(tasks), [Server(fake.url, RKV)], NO_PAUSE))
+    assert len(fake.bodies) == 2  # one text, one failure; then it is gone
+    assert attempts[3:] == [f"{fake.url}/v1/models"] * len(NO_PAUSE)
 
 
 def test_a_server_that_hangs(job, tasks, monkeypatch) -> None:
