@@ -152,11 +152,8 @@ def budget_arms(settings: Settings) -> list[Arm]:
         n_layer = read_identity(settings.model).n_layer
     for budget in settings.budgets:
         # heads that are alike are always attended together
-        for split, attention in [
-            (split, attention)
-            for split in settings.splits
-            for attention in (settings.attention if split == "uneven" else ("auto",))
-        ]:
+        ways = {"even": ("auto",), "uneven": settings.attention}
+        for split, attention in [(s, way) for s in settings.splits for way in ways[s]]:
             words = [f"budget {budget}"]
             words += [settings.kv_type] if settings.kv_type != "f16" else []
             words += [split] if split != "even" else []
