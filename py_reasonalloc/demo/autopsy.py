@@ -8,18 +8,21 @@ statement was still cached: when the lookup went right, and when it went wrong.
 
 from __future__ import annotations
 
-import argparse
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import click
 import numpy as np
 import numpy.typing as npt
 
-from ..cli import DEMO_MODEL
-from ..eval.datasets import DEMO_SEED
+from ..cli import DEMO_DEFAULTS, DEMO_MODEL
+from ..console import run_command
+from ..errors import ConfigError
+from ..eval.datasets import DEMO_LEVEL, DEMO_SEED
 from ..eval.methods import Arm, Common, Setup, parse_arms, setup_of
 from ..generate import Generation, Sampling
 from ..profiles import load_profile, profiles_folder
@@ -27,9 +30,13 @@ from ..session import ReasonLlama
 from .problems import LEVEL_STEPS, Problem, generate_problem
 from .vocab import BOS_ID, decode, encode
 
+#: Of all evidence: tokens decoded between compressions.
+BUFFER = cast(int, DEMO_DEFAULTS["buffer"])
+#: A value that is looked up in an earlier line: all other kinds are of the line in progress.
+FAR_VALUE = "value found before"
 #: Kind of token -> what stands before it in the gold chain; the first that fits counts.
-_KINDS = {
-    "value found before": r"(?: and|, and a recap up to [A-Z]:[^\n]*) ([A-Z]) is$",
+KINDS = {
+    FAR_VALUE: r"(?: and|, and a recap up to [A-Z]:[^\n]*) ([A-Z]) is$",
     "value just found": r"\nHere ([A-Z]) is$",
     "sum": r" makes$",
     "sign": r"\n(?:Next: [A-Z]|So [a-z]+|Check: [a-z]+)$",
@@ -37,6 +44,7 @@ _KINDS = {
     "name of an operand": r"\n(?:Next:|Here|Here [A-Z] is [a-z]+, and)$",
 }
 _OTHER = "other"
+_ENDED = "ended too early"
 
 
 class Place(NamedTuple):
@@ -45,7 +53,7 @@ class Place(NamedTuple):
     Attributes
     ----------
     kind : str
-        Of `_KINDS`, or "other".
+        Of `KINDS`, or "other".
     source : int
         For a value to look up: index in the chain where it was last stated; -1 otherwise, and where
         only the prompt states it.
@@ -61,7 +69,7 @@ def places(chain: str) -> Iterator[Place]:
     text = ""
     for index, token in enumerate(encode(chain)):
         kind, source = _OTHER, -1
-        for name, pattern in _KINDS.items():
+        for name, pattern in KINDS.items():
             match = re.search(pattern, text)
             if match:
                 kind = name
@@ -104,27 +112,41 @@ class Autopsy:
         for _ in generation:
             index = len(generation.tokens) - 1
             place, is_right = where[index], generation.tokens[index] == gold[index]
-            if place.kind == "value found before" and place.source >= 0:
+            if place.kind == FAR_VALUE and place.source >= 0:
                 self.held[is_right].append(_shares(llama, len(prompt) + place.source))
             if not is_right:
                 self.wrong[place.kind] += 1
                 return
         if len(generation.tokens) < len(gold):
-            self.wrong["ended too early"] += 1
+            self.wrong[_ENDED] += 1
         else:
             self.n_exact += 1
 
-    def show(self, arm: Arm) -> None:
-        """Print the findings."""
-        n = self.n_exact + self.wrong.total()
-        print(f"\n{arm}: {self.n_exact} of {n} chains as they should be; first wrong token:")
-        for kind, count in self.wrong.most_common():
-            print(f"  {count:4}  {kind}")
-        print("value still cached, share of KV heads, layer by layer:")
-        for is_right, shares in self.held.items():
-            mean = np.mean(shares, axis=0) if shares else []
-            line = " ".join(f"{share:4.0%}" for share in mean)
-            print(f"  lookup {'right' if is_right else 'wrong'} ({len(shares):4}): {line}")
+    def to_json(self) -> dict[str, Any]:
+        """Return the findings as plain values; `held` as the mean over the lookups."""
+        lookups = {"right": self.held[True], "wrong": self.held[False]}
+        means = {k: np.mean(v, axis=0).round(4).tolist() if v else [] for k, v in lookups.items()}
+        return {
+            "n_problems": self.n_exact + self.wrong.total(),
+            "n_exact": self.n_exact,
+            "wrong": dict(self.wrong.most_common()),
+            "n_lookups": {key: len(shares) for key, shares in lookups.items()},
+            "held": means,
+        }
+
+
+def text_of(arm: str, found: dict[str, Any]) -> str:
+    """Return what was found (see `Autopsy.to_json`) in words."""
+    lines = [
+        f"{arm}: {found['n_exact']} of {found['n_problems']} chains as they should be; "
+        "first wrong token:"
+    ]
+    lines += [f"  {count:4}  {kind}" for kind, count in found["wrong"].items()]
+    lines.append("value still cached, share of KV heads, layer by layer:")
+    for key, shares in found["held"].items():
+        line = " ".join(f"{share:4.0%}" for share in shares)
+        lines.append(f"  lookup {key} ({found['n_lookups'][key]:4}): {line}")
+    return "\n".join(lines)
 
 
 def _shares(llama: ReasonLlama, position: int) -> npt.NDArray[np.float64]:
@@ -142,30 +164,71 @@ def setups_of(texts: Sequence[str], n_protect: int) -> dict[Arm, Setup]:
     """Return the caches of arms; a wave is by the paper's measure unless an arm names another.
 
     Looked up, the profile would be that with a horizon.
+
+    Raises
+    ------
+    ConfigError
+        An arm is none, has no budget of its own, or cannot hold the prompt.
     """
+    for text in texts:
+        if "@" not in text:
+            raise ConfigError(f"{text}: must be METHOD@BUDGET, e.g. rkv@160")
     profile = load_profile(profiles_folder() / "demo-reasoner.json")
-    common = Common(16, 4, 8, n_protect, "f16", profile)
+    common = Common(BUFFER, 4, 8, n_protect, "f16", profile)
     return {arm: setup_of(arm, common) for arm in parse_arms(texts, [])}
 
 
-def main() -> None:
-    """Parse the command line and examine each arm."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("arms", nargs="+", metavar="METHOD@BUDGET")
-    parser.add_argument("--level", type=int, default=2, choices=LEVEL_STEPS)
-    parser.add_argument("--problems", type=int, default=100)
-    args = parser.parse_args()
-    problems = [generate_problem(DEMO_SEED, i, args.level) for i in range(args.problems)]
+def dissect(
+    texts: Sequence[str], n_problems: int, level: int = DEMO_LEVEL
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each arm with what was found in the first problems of the demo's data set.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        ``METHOD@BUDGET`` each; all are checked before the first is worked on.
+    n_problems : int
+        At least 1.
+    level : int
+        A key of `LEVEL_STEPS`.
+
+    Yields
+    ------
+    str
+        The arm.
+    dict
+        See `Autopsy.to_json`; and ``seconds``.
+    """
+    problems = [generate_problem(DEMO_SEED, i, level) for i in range(n_problems)]
     n_protect = max(1 + len(encode(problem.chat_prompt)) for problem in problems)
-    for arm, (config, _) in setups_of(args.arms, n_protect).items():
-        autopsy = Autopsy()
+    for arm, (config, kv_type) in setups_of(texts, n_protect).items():
+        autopsy, start = Autopsy(), time.monotonic()
         with ReasonLlama(DEMO_MODEL, config, n_threads=1) as llama:
             for i, problem in enumerate(problems):
-                if config is not None:
-                    llama.reconfigure(replace(config, policy_seed=i))
+                assert config is not None
+                config = replace(config, policy_seed=i)
+                llama.reconfigure(config, type_k=kv_type, type_v=kv_type)
                 autopsy.examine(llama, problem)
-        autopsy.show(arm)
+        yield str(arm), {**autopsy.to_json(), "seconds": round(time.monotonic() - start, 1)}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("arms", nargs=-1, required=True, metavar="METHOD@BUDGET...")
+@click.option(
+    "--level",
+    type=click.IntRange(min(LEVEL_STEPS), max(LEVEL_STEPS)),
+    default=DEMO_LEVEL,
+    show_default=True,
+    help="Of the problems.",
+)
+@click.option(
+    "--problems", type=click.IntRange(min=1), default=100, show_default=True, help="How many."
+)
+def main(arms: tuple[str, ...], level: int, problems: int) -> None:
+    """Tell where chains of the demo reasoner go wrong, and what was evicted then."""
+    for arm, found in dissect(arms, problems, level):
+        click.echo(text_of(arm, found) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "demo.autopsy")

@@ -6,13 +6,17 @@ measures every level. For budgets there is `reasonalloc-eval`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import click
+
+from ..console import run_command
+from ..errors import ModelFileError
+from ..identity import read_identity
 from .problems import LEVEL_STEPS, extract_answer, generate_problem
 from .vocab import BOS_ID, FILE_NAMES, encode
 
@@ -78,10 +82,20 @@ def evaluate(llm: Any, level: int, n_problems: int, seed: int = EVAL_SEED) -> di
 
 
 def evaluate_file(path: Path, n_problems: int, n_threads: int = 1) -> list[dict[str, float]]:
-    """Check the tokenizer of a file and measure every level; prints a JSON line each."""
+    """Check the tokenizer of a file and measure every level; prints a JSON line each.
+
+    Raises
+    ------
+    ModelFileError
+        No such file, or llama.cpp cannot load it.
+    """
+    read_identity(path)
     from llama_cpp import Llama
 
-    llm = Llama(str(path), n_ctx=2048, n_threads=n_threads, verbose=False)
+    try:
+        llm = Llama(str(path), n_ctx=2048, n_threads=n_threads, verbose=False)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from None
     print(json.dumps({"file": path.name, "tokenizer_mismatches": check_tokenizer(llm)}), flush=True)
     rows = []
     for level in LEVEL_STEPS:
@@ -95,14 +109,15 @@ def evaluate_all(out_dir: Path, n_problems: int = 200) -> None:
     evaluate_file(out_dir / FILE_NAMES["q8_0"], n_problems)
 
 
-def main() -> None:
-    """Parse the command line and measure one file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, nargs="?", default=SHIPPED)
-    parser.add_argument("--problems", type=int, default=200, help="problems per level")
-    args = parser.parse_args()
-    evaluate_file(args.model, args.problems)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path), default=SHIPPED)
+@click.option(
+    "--problems", type=click.IntRange(min=1), default=200, show_default=True, help="Per level."
+)
+def main(model: Path, problems: int) -> None:
+    """Measure MODEL, a GGUF of the demo reasoner, with the full cache, greedy."""
+    evaluate_file(model, problems)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "demo.evaluate")

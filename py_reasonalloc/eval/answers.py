@@ -177,8 +177,8 @@ class MathChecker:
         self._kill()
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError(
-                "math-verify is missing, which checks the answers: pip install "
-                "'reasonalloc[eval]' (Python 3.10 or later)"
+                "math-verify is missing, which checks the answers: pip install '.[eval]' in the "
+                "checkout (Python 3.10 or later)"
             )
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(self._timeout_seconds)],
@@ -198,7 +198,7 @@ class MathChecker:
         if error:
             self._kill()
             raise ConfigError(
-                f"math-verify does not work: {error} (pip install 'reasonalloc[eval]')"
+                f"math-verify does not work: {error} (pip install '.[eval]' in the checkout)"
             )
         return self._process
 

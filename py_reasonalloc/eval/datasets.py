@@ -289,7 +289,7 @@ def _fetch(dataset: str, benchmark: Benchmark) -> Iterator[tuple[str, Any]]:
     except ImportError:
         raise ConfigError(
             f"{dataset}: give the path of its JSON Lines file, or load it by name with "
-            "Hugging Face's datasets: pip install 'reasonalloc[datasets]'"
+            "Hugging Face's datasets: pip install '.[datasets]' in the checkout"
         ) from None
     try:
         records = list(load_dataset(benchmark.hub_name, split=benchmark.split))

@@ -139,7 +139,7 @@ def _import_httpx() -> ModuleType:
         import httpx
     except ImportError:
         raise ConfigError(
-            "httpx is missing, which speaks to servers: pip install 'reasonalloc[server]'"
+            "httpx is missing, which speaks to servers: pip install '.[server]' in the checkout"
         ) from None
     return httpx
 

@@ -304,7 +304,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_math_verify_is_missing(checker, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ConfigError, match=r"math-verify is missing.*reasonalloc\[eval\]"):
+    with pytest.raises(ConfigError, match=r"math-verify is missing.*pip install .\.\[eval\]"):
         checker.judge(r"\boxed{4}", "4")
     monkeypatch.setattr(answers, "_shared_checker", lambda pid: checker)
     with pytest.raises(ConfigError, match="math-verify is missing"):
@@ -332,7 +332,7 @@ def test_math_verify_does_not_work(checker, monkeypatch, tmp_path, source, reaso
     with pytest.raises(ConfigError, match="math-verify does not work") as caught:
         checker.judge(r"\boxed{4}", "4")
     assert reason in str(caught.value)
-    assert "pip install 'reasonalloc[eval]'" in str(caught.value)
+    assert "pip install '.[eval]' in the checkout" in str(caught.value)
 
 
 # --- demo ----------------------------------------------------------------------------------------

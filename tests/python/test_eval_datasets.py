@@ -240,7 +240,7 @@ def test_without_the_package(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert message_of("math500") == (
         "math500: give the path of its JSON Lines file, or load it by name with Hugging Face's "
-        "datasets: pip install 'reasonalloc[datasets]'"
+        "datasets: pip install '.[datasets]' in the checkout"
     )
 
 

@@ -867,7 +867,7 @@ def test_arms_and_servers_must_fit(job, tasks) -> None:
 
 def test_httpx_is_optional(job, tasks, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx", None)
-    with pytest.raises(ConfigError, match=r"pip install 'reasonalloc\[server\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[server\]' in the checkout"):
         solve_on_servers(job, tasks, [Server("http://a")])
 
 
