@@ -29,8 +29,9 @@ from ..cli import DEMO_MODEL
 from ..console import run_command
 from ..errors import ConfigError
 from ..eval.cli import main as evaluate
-from ..eval.report import csv_table, make_report, markdown_table
+from ..eval.report import make_report
 from ..eval.report_plot import save_plot
+from ..eval.report_tables import csv_table, markdown_table
 from ..eval.results import read_results
 from ..identity import read_identity
 from ..profile_plot import check_picture

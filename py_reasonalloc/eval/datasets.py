@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ..demo.problems import LEVEL_STEPS, TRAIN_SEED_BASE, generate_problem
+from ..demo.problems import LEVEL_STEPS, generate_problem
 from ..errors import ConfigError
 from .rows import Problem
 
@@ -159,10 +159,8 @@ def load_problems(
     path: str | os.PathLike[str] | None = None,
     question_field: str | None = None,
     answer_field: str | None = None,
-    id_field: str | None = None,
     n_problems: int = DEMO_PROBLEMS,
     demo_level: int = DEMO_LEVEL,
-    demo_seed: int = DEMO_SEED,
 ) -> list[Problem]:
     """Load or generate the problems of a data set, in their order.
 
@@ -175,10 +173,8 @@ def load_problems(
     question_field, answer_field : str, optional
         Names of the fields. Default: those of the data set; ``question`` and ``answer`` in any
         other file.
-    id_field : str, optional
-        A record must have it if it is named here. Default: that of the data set, else ``id``.
-    n_problems, demo_level, demo_seed : int
-        Of ``demo``: how many; a key of `LEVEL_STEPS`; an evaluation seed.
+    n_problems, demo_level : int
+        Of ``demo``: how many; a key of `LEVEL_STEPS`.
 
     Returns
     -------
@@ -191,12 +187,12 @@ def load_problems(
         No such data set; its file cannot be read or is not as it should be; Hugging Face's
         ``datasets`` is missing or fails.
     """
-    given = {"question": question_field, "answer": answer_field, "id": id_field}
+    given = {"question": question_field, "answer": answer_field}
     renamed = {field: name for field, name in given.items() if name is not None}
     if dataset == DEMO_DATASET:
         if path is not None or renamed:
             raise ConfigError("the demo data set is generated: it has no path and no fields")
-        return _demo_problems(n_problems, demo_level, demo_seed)
+        return _demo_problems(n_problems, demo_level)
     benchmark = BENCHMARKS.get(dataset)
     fields = (benchmark.fields if benchmark else Fields())._replace(**renamed)
     if benchmark is None:
@@ -212,7 +208,7 @@ def load_problems(
         source, records = os.fspath(path), _read_lines(path)
     else:
         source, records = benchmark.hub_name, _fetch(dataset, benchmark)
-    problems = _problems(source, records, fields, id_needed=id_field is not None)
+    problems = _problems(source, records, fields)
     if not problems:
         raise ConfigError(f"{source}: holds no problem")
     return problems
@@ -269,16 +265,12 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _demo_problems(n_problems: int, level: int, seed: int) -> list[Problem]:
+def _demo_problems(n_problems: int, level: int) -> list[Problem]:
     if n_problems < 1:
         raise ConfigError(f"n_problems must be at least 1, got {n_problems}")
     if level not in LEVEL_STEPS:
         raise ConfigError(f"demo_level must be one of {sorted(LEVEL_STEPS)}, got {level}")
-    if not 0 <= seed < TRAIN_SEED_BASE:
-        raise ConfigError(
-            f"demo_seed must be 0..{TRAIN_SEED_BASE - 1} (larger ones are for training), got {seed}"
-        )
-    drawn = (generate_problem(seed, index, level) for index in range(n_problems))
+    drawn = (generate_problem(DEMO_SEED, index, level) for index in range(n_problems))
     return [Problem(f"demo-{p.level}-{p.index}", p.prompt, p.answer, p.chain) for p in drawn]
 
 
@@ -325,19 +317,14 @@ def _read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _problems(
-    source: str, records: Iterable[tuple[str, Any]], fields: Fields, id_needed: bool
-) -> list[Problem]:
+def _problems(source: str, records: Iterable[tuple[str, Any]], fields: Fields) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
     for place, record in records:
         where = f"{source}, {place}"
         if not isinstance(record, dict):
             raise ConfigError(f"{where}: an object with fields was expected")
-        if fields.id in record or id_needed:
-            key = _text(where, record, fields.id)
-        else:
-            key = place.replace(" ", "-")
+        key = _text(where, record, fields.id) if fields.id in record else place.replace(" ", "-")
         if key in places:
             raise ConfigError(f"{where}: {fields.id} '{key}' is that of {places[key]} already")
         places[key] = place

@@ -71,8 +71,9 @@ def print_report(
         A results file is damaged.
     """
     from ..profile_plot import check_picture
-    from .report import csv_table, make_report, markdown_table, text_table
+    from .report import make_report
     from .report_plot import save_plot
+    from .report_tables import csv_table, markdown_table, text_table
     from .results import read_results
 
     for target in filter(None, (markdown, csv, plot)):

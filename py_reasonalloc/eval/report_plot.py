@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..profile_plot import check_picture, save_figure
-from .report import MIB, ArmReport, Report
+from .report import ArmReport, Report
+from .report_tables import MIB
 
 _MARKERS = "os^vDPX<>*"
 _LINES = ("-", "--", ":")

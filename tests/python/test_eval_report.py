@@ -14,8 +14,9 @@ import pytest
 from py_reasonalloc.console import run_command
 from py_reasonalloc.errors import ConfigError
 from py_reasonalloc.eval import results
-from py_reasonalloc.eval.report import csv_table, make_report, markdown_table, text_table
+from py_reasonalloc.eval.report import make_report
 from py_reasonalloc.eval.report_cli import report_command
+from py_reasonalloc.eval.report_tables import csv_table, markdown_table, text_table
 from py_reasonalloc.eval.results import Results, ResultsFile, read_results
 from py_reasonalloc.eval.rows import Row
 
