@@ -1,17 +1,19 @@
 """MATH-500 and AIME-24 through the real command, on a small random model: it scores 0.
 
 What is shown: loading, prompts and chat template, judging, resuming, the report. The files are in
-the folder that REASONALLOC_DATA_DIR names.
+the folder that REASONALLOC_DATA_DIR names; what needs none of them has problems of its own.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 from gguf_factory import CHAT_TEMPLATE
-from test_eval_cli import run
+from test_eval_cli import run, start, without_times
 
 from py_reasonalloc.eval.answers import judge_for
 from py_reasonalloc.eval.datasets import load_dataset
@@ -57,3 +59,35 @@ def test_end_to_end(make_gguf, tmp_path, name) -> None:
     for problem in dataset.problems[:3]:
         text = f"<think>Hmm.</think> The answer is $\\boxed{{{problem.answer}}}$."
         assert judge(text, problem.answer).correct
+
+
+def test_a_run_that_was_killed_half_way_goes_on(make_gguf, tmp_path) -> None:
+    """The texts before and after the kill are those of a run without one."""
+    data = tmp_path / "math500.jsonl"
+    records = [
+        {"unique_id": f"test/{i}.json", "problem": f"What is ${i}+1$?", "answer": str(i + 1)}
+        for i in range(6)
+    ]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    model = make_gguf(chat_template=CHAT_TEMPLATE, n_ctx_train=8192)
+    paths = [tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"]
+    commands = [
+        [model, "--dataset", "math500", "--data", data, "-o", path, "--threads", 1, "--keep-texts",
+         "--methods", "full,rkv,random", "--budgets", 64, "--buffer", 32, "--max-tokens", 120]
+        for path in paths
+    ]  # fmt: skip
+    assert run(*commands[0])[0] == 0
+    process = start(*commands[1])
+    while not paths[1].exists() or paths[1].read_bytes().count(b"\n") < 1 + 6:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    kept = read_results(paths[1]).rows
+    assert 6 <= len(kept) < 18
+    code, _, err = run(*commands[1])
+    assert code == 0, err
+    whole, resumed = (read_results(path).rows for path in paths)
+    assert resumed[: len(kept)] == kept
+    assert list(map(without_times, resumed)) == list(map(without_times, whole))
+    assert len(resumed) == 18 and any(row.n_evicted > 0 for row in resumed[len(kept) :])

@@ -17,7 +17,7 @@ from py_reasonalloc.eval.results import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Short texts: they are cut off, which is no matter here.
-QUICK = ("--max-tokens", "60", "--limit", "6", "--buffer", "16")
+QUICK = ("--max-tokens", "60", "--limit", "6", "--buffer", "16", "--threads", "1")
 ARMS = ("--methods", "full,rkv,reasonalloc+kv=q8_0", "--budgets", "112,128")
 
 

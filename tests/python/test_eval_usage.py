@@ -30,7 +30,8 @@ def evaluate(tmp_path, capsys):
     path = tmp_path / "r.jsonl"
 
     def run(*arguments: object, limit: int = 1) -> tuple[dict, tuple]:
-        command = ["demo", "-o", path, "--limit", limit, "--max-tokens", 4, *arguments]
+        command = ["demo", "-o", path, "--limit", limit, "--max-tokens", 4, "--threads", 1]
+        command += arguments
         cli.main.main([str(argument) for argument in command], standalone_mode=False)
         capsys.readouterr()
         found = read_results(path)
