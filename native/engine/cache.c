@@ -180,6 +180,28 @@ int32_t ra_cache_room(const ra_cache * c) {
     return room;
 }
 
+int32_t ra_cache_longest_head(const ra_cache * c, int32_t il) {
+    const ra_layer *  l       = &c->layers[il];
+    const ra_config * cfg     = &c->settings.cfg;
+    int64_t           total   = 0;
+    int64_t           longest = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        total += l->initial[ih];
+        longest = l->initial[ih] > longest ? l->initial[ih] : longest;
+        longest = l->budget[ih] > longest ? l->budget[ih] : longest;
+    }
+    if (l->n_head_kv == 0) {
+        return 0;
+    }
+    if (strcmp(c->settings.head_alloc->name, "uniform") != 0) {
+        const double most = cfg->clip_hi * (double) total / l->n_head_kv;
+        const double cut  = most < (double) l->n_slots ? most : (double) l->n_slots;
+        longest           = (int64_t) cut > longest ? (int64_t) cut : longest;
+    }
+    longest += cfg->buffer;
+    return longest < l->n_slots ? (int32_t) longest : l->n_slots;
+}
+
 void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n) {
     for (int32_t il = 0; il < c->n_layer; ++il) {
         ra_layer * l = &c->layers[il];

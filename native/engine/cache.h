@@ -71,6 +71,10 @@ void ra_cache_clear(ra_cache * c);
 /* Tokens that can be appended before some head is full. INT32_MAX without any head. */
 int32_t ra_cache_room(const ra_cache * c);
 
+/* Most rows that a head of layer il may ever have, free ones included: where the allocator moves
+ * budgets between heads, up to clip_hi times their mean. 0 for a layer without heads. */
+int32_t ra_cache_longest_head(const ra_cache * c, int32_t il);
+
 /* Appends tokens at positions [pos0, pos0 + n) to every head: row of token t in head h of a layer
  * is offset[h] + used[h] + t (used: before the call). n <= ra_cache_room(), pos0 >= n_pos. */
 void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n);

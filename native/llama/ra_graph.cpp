@@ -169,18 +169,14 @@ ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {
     return ggml_view_1d(ctx, rows, n, rows_at[il] * sizeof(int64_t));
 }
 
-// mask [n_span, n_tokens] of a head that held n_used rows when the graph was built
+// mask [n_span, n_tokens] of a head that held n_used rows when the graph was built. For a prompt it is
+// a copy, made anew for every op, though others may need the same: so it lives for one op only, and
+// what the worst case reserves is enough for heads of any lengths.
 ggml_tensor * ra_graph_input::mask_of(const llm_graph_context & graph, int32_t n_used,
-                                      int32_t n_span) {
-    ggml_tensor *& view = masks[{ n_used_max - n_used, n_span }];
-    if (view == nullptr) {
-        view = ggml_view_2d(graph.ctx0, mask, n_span, n_tokens, mask->nb[1],
-                            size_t(n_used_max - n_used) * mask->nb[0]);
-        if (!ggml_is_contiguous(view)) {
-            view = ggml_cont(graph.ctx0, view);
-        }
-    }
-    return view;
+                                      int32_t n_span) const {
+    ggml_tensor * view = ggml_view_2d(graph.ctx0, mask, n_span, n_tokens, mask->nb[1],
+                                      size_t(n_used_max - n_used) * mask->nb[0]);
+    return ggml_is_contiguous(view) ? view : ggml_cont(graph.ctx0, view);
 }
 
 // ---------------------------------------------------------------------------------------------

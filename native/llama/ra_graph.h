@@ -4,8 +4,6 @@
 #include "llama-graph.h"
 #include "ra_memory.h"
 
-#include <map>
-
 // how the heads of a layer are attended
 enum ra_attend_way {
     RA_ATTEND_EVEN, // one op over a strided view: heads hold equally many rows at equal distances
@@ -28,7 +26,7 @@ class ra_graph_input : public llm_graph_input_attn_kv {
     bool can_reuse(const llm_graph_params & params) override;
 
     ggml_tensor * rows_of(ggml_context * ctx, int32_t il) const;
-    ggml_tensor * mask_of(const llm_graph_context & graph, int32_t n_used, int32_t n_span);
+    ggml_tensor * mask_of(const llm_graph_context & graph, int32_t n_used, int32_t n_span) const;
 
     // rows of the segment that the graph attends, free ones included (masked)
     int32_t n_span(int32_t il, int32_t ih) const {
@@ -59,8 +57,6 @@ class ra_graph_input : public llm_graph_input_attn_kv {
     ggml_tensor * mask     = nullptr; // F16/F32 [n_used_max + n_ahead, n_tokens]
     ggml_tensor * masks_in = nullptr; // F16 [sum of n_rows * n_head_kv, and padding]
     ggml_tensor * masks_on = nullptr; // the same, on the device that attends
-
-    std::map<std::pair<int32_t, int32_t>, ggml_tensor *> masks; // by (offset, n_span)
 
   private:
     ra_attend_way way_of(const llm_graph_context & graph, int32_t il) const;

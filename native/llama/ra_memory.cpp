@@ -370,7 +370,10 @@ int32_t ra_memory_context::n_used(int32_t il, int32_t ih, int32_t n_tokens) cons
 }
 
 int32_t ra_memory_context::n_capacity(int32_t il, int32_t ih) const {
-    return mem->state()->layers[il].budget[ih] + mem->state()->settings.cfg.buffer;
+    const ra_cache * c = mem->state();
+    const ra_layer & l = c->layers[il];
+    return is_worst_case ? std::min(ra_cache_longest_head(c, il), l.n_slots - l.offset[ih])
+                         : l.budget[ih] + c->settings.cfg.buffer;
 }
 
 int32_t ra_memory_context::n_room(int32_t n_tokens) const {

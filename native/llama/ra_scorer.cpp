@@ -6,7 +6,6 @@
 #include "ra_scorer.h"
 
 #include <algorithm>
-#include <cstring>
 
 // of each tensor, so that a sum of sizes holds on every backend
 static constexpr size_t RA_SCORE_ALIGN = 256;
@@ -21,29 +20,10 @@ static size_t ra_again_bytes(int64_t dim, int64_t n_rows) {
            GGML_PAD(size_t(n_rows) * sizeof(int32_t), RA_SCORE_ALIGN);
 }
 
-// most tokens that a head of layer il can hold: with an allocator that moves capacity, up to clip_hi
-// times the mean; 0 for a layer without heads
-static int32_t ra_longest_head(const ra_cache * c, int32_t il) {
-    const ra_layer & l       = c->layers[il];
-    int64_t          total   = 0;
-    int64_t          longest = 0;
-    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-        total += l.initial[ih];
-        longest = std::max<int64_t>(longest, l.initial[ih]);
-    }
-    if (l.n_head_kv > 0 && strcmp(c->settings.head_alloc->name, "uniform") != 0) {
-        const double most = c->settings.cfg.clip_hi * double(total) / l.n_head_kv;
-        longest           = std::max<int64_t>(longest, int64_t(std::min(most, 1e9)));
-    }
-    return l.n_head_kv == 0
-               ? 0
-               : (int32_t) std::min<int64_t>(longest + c->settings.cfg.buffer, l.n_slots);
-}
-
 // results of one product of a layer, at most
 size_t ra_scorer::most_job_bytes(int32_t il, uint32_t needs) const {
     const ra_cache * c     = mem.state();
-    const int64_t    n_kv  = ra_longest_head(c, il);
+    const int64_t    n_kv  = ra_cache_longest_head(c, il);
     const int64_t    n_pad = ra_score_pad(n_kv);
     int64_t          n     = 0;
     if (needs & RA_FEATURE_ATTN_LOGITS) {

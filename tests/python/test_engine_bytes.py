@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from engine import KV_TYPES, Engine
+from test_engine_parity import random_tokens
 
 from py_reasonalloc import _bindings as c
 
@@ -70,6 +71,22 @@ def test_context_length_costs_nothing(make_gguf) -> None:
         with Engine(make_gguf(**MODEL, n_ctx_train=n_ctx_train), 64, n_batch=64) as engine:
             sizes.add(breakdown(engine)[1:])
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("attention", ["head", "layer"])
+@pytest.mark.parametrize("n_ubatch", [16, 64])
+def test_compute_buffers_are_reserved_once(make_gguf, attention: str, n_ubatch: int) -> None:
+    """Heads that all differ in length need no more than what was reserved for the worst case."""
+    path = make_gguf(**{**MODEL, "n_head": 16, "n_head_kv": 8}, n_ctx_train=4096)
+    config = {"buffer": 64, "head_alloc": "adaptive", "attention": attention}
+    with Engine(path, 64, n_ubatch=n_ubatch, config=config) as engine:
+        reserved = breakdown(engine)[2]
+        for _ in range(3):
+            engine.decode(random_tokens(400))
+            engine.decode_each(random_tokens(100))
+        budgets = [engine.head(0, ih).budget for ih in range(8)]
+        assert len(set(budgets)) > 4
+        assert breakdown(engine)[2] == reserved
 
 
 FLAT_SCRIPT = """
