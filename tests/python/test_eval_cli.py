@@ -162,7 +162,17 @@ def test_methods_are_listed() -> None:
 def test_texts_are_kept_where_asked(tmp_path) -> None:
     path = tmp_path / "texts.jsonl"
     code, _, err = run(
-        "demo", "-o", path, "--limit", 1, "--methods", "full", "--max-tokens", 900, "--keep-texts"
+        "demo",
+        "-o",
+        path,
+        *QUICK,
+        "--limit",
+        1,
+        "--methods",
+        "full",
+        "--max-tokens",
+        900,
+        "--keep-texts",
     )
     assert code == 0, err
     (row,) = read_results(path).rows
