@@ -90,7 +90,8 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
 @click.option(
     "--protect-prompt",
     metavar="auto|off|all|N",
-    help="Prompt tokens that always stay; auto: up to (budget - sinks - window) / 2.  [default: auto]",
+    help="Prompt tokens that always stay; auto: up to (budget - sinks - window) / 2.  "
+    "[default: auto]",
 )
 @click.option(
     "--set",
