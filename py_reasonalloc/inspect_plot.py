@@ -38,7 +38,7 @@ def plot(trace: Trace, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise TraceError("--plot needs matplotlib: pip install 'reasonalloc[plot]'") from None
+        raise TraceError("--plot needs matplotlib: pip install matplotlib") from None
     heads, budgets = budget_rows(trace)
     if budgets.size == 0:
         raise TraceError("there is nothing to plot: no compression took place")

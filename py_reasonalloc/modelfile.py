@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,19 +123,22 @@ def encode_prompt(model: Any, text: str, raw: bool = False) -> list[int]:
     return list(tokens)
 
 
+@functools.lru_cache(maxsize=8)
+def _formatter(template: str, eos_token: str, bos_token: str) -> Any:
+    """Return the compiled template: an evaluation uses it for hundreds of prompts."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    return Jinja2ChatFormatter(template=template, eos_token=eos_token, bos_token=bos_token)
+
+
 def _apply_template(model: Any, template: str, text: str) -> str:
     import jinja2
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     def symbol(token: int) -> str:
         return str(model.token_get_text(token)) if token >= 0 else ""
 
     try:
-        formatter = Jinja2ChatFormatter(
-            template=template,
-            eos_token=symbol(model.token_eos()),
-            bos_token=symbol(model.token_bos()),
-        )
+        formatter = _formatter(template, symbol(model.token_eos()), symbol(model.token_bos()))
         return str(formatter(messages=[{"role": "user", "content": text}]).prompt)
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())

@@ -43,7 +43,7 @@ def check_picture(path: str) -> None:
     if Path(path).suffix.lower() not in PICTURES:
         raise ConfigError(f"plot = {path!r} must end in {', '.join(PICTURES)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install 'reasonalloc[plot]'")
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib")
 
 
 def save_picture(profiles: list[Profile], path: str) -> None:

@@ -434,4 +434,4 @@ def test_a_plot_without_matplotlib(file, monkeypatch, capsys) -> None:
         importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
     )
     assert run(file, "--plot", "t.png") == 2
-    assert "reasonalloc[plot]" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err
