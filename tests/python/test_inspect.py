@@ -193,6 +193,4 @@ def test_plot(inspect, traced, tmp_path, suffix) -> None:
 def test_plot_without_matplotlib(inspect, traced, tmp_path) -> None:
     done = inspect(traced, "--plot", tmp_path / "p.png")
     assert done.returncode == FAILURE
-    assert done.stderr == (
-        "reasonalloc-inspect: --plot needs matplotlib: pip install matplotlib\n"
-    )
+    assert done.stderr == ("reasonalloc-inspect: --plot needs matplotlib: pip install matplotlib\n")
