@@ -3,15 +3,17 @@
 
     python tests/native/count_instructions.py [--heads uniform] [--budget 240] [--buffer 16]
 
-decodes the demo model on one thread with the installed package and prints instructions per decode
-step (without compressions), per compression, and the share of compressions. Needs valgrind, and a
-build without AVX-512 (the default one). The same library gives the same numbers to within 0.1%;
-compare numbers of one compiler and one set of CPU options only. About a minute.
+decodes the demo model on one thread and prints instructions per decode step (without compressions),
+per compression, and the share of compressions. Needs valgrind, a build without AVX-512 (the default
+one), and the libraries in the build folder that `pip install .` leaves: the installed ones have no
+names of functions. The same library gives the same numbers to within 0.1%; compare numbers of one
+compiler and one set of CPU options only. About a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +42,14 @@ def decode(args: argparse.Namespace, n_steps: int) -> None:
         assert engine.stats().n_compressions == n_steps // args.buffer
 
 
+def libraries() -> str:
+    """Folder of the libraries that still have all symbols; LLAMA_CPP_LIB_PATH names another."""
+    found = sorted(str(path.parent) for path in ROOT.glob("build/py3-none-*/bin/libllama.*"))
+    if not found and "LLAMA_CPP_LIB_PATH" not in os.environ:
+        sys.exit("no build folder: run `pip install .` in the checkout first")
+    return os.environ.get("LLAMA_CPP_LIB_PATH") or found[0]
+
+
 def count(args: argparse.Namespace, function: str, n_steps: int) -> int:
     """Instructions spent in a function of libllama, callees included."""
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +57,13 @@ def count(args: argparse.Namespace, function: str, n_steps: int) -> int:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
         command += [f"--toggle-collect={function}", sys.executable, __file__, *sys.argv[1:]]
         command += ["--decode", str(n_steps)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "LLAMA_CPP_LIB_PATH": libraries()},
+        )
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)}\n{done.stdout}")
         total = re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE)
