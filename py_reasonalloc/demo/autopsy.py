@@ -24,6 +24,7 @@ from ..console import run_command
 from ..errors import ConfigError
 from ..eval.datasets import DEMO_LEVEL, DEMO_SEED
 from ..eval.methods import Arm, Common, Setup, parse_arms, setup_of
+from ..eval.worker import text_seed
 from ..generate import Generation, Sampling
 from ..profiles import load_profile, profiles_folder
 from ..session import ReasonLlama
@@ -206,7 +207,7 @@ def dissect(
         with ReasonLlama(DEMO_MODEL, config, n_threads=1) as llama:
             for i, problem in enumerate(problems):
                 assert config is not None
-                config = replace(config, policy_seed=i)
+                config = replace(config, policy_seed=text_seed(0, f"demo-{level}-{i}", 0))
                 llama.reconfigure(config, type_k=kv_type, type_v=kv_type)
                 autopsy.examine(llama, problem)
         yield str(arm), {**autopsy.to_json(), "seconds": round(time.monotonic() - start, 1)}
