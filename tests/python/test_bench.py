@@ -265,7 +265,7 @@ def test_short_run(bench, tmp_path) -> None:
             assert 0 < line["compress_share"][0] < 1
         else:
             n = n_cells(depth, 16)
-            assert line["cache_bytes"] == full_bytes(shape, n, arm.split()[1])
+            assert line["cache_bytes"] == full_bytes(shape, n, arm.split()[1].rstrip(","))
     uneven = lines["budget 48 uneven", 300]
     assert uneven["smallest_head_budget"] < 48 < uneven["largest_head_budget"]
     assert {line["arm"] for line in report["summary"]["prompt"]} == {

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from py_reasonalloc._lib import ABI_VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -118,7 +120,7 @@ sys.modules.update({{"llama_cpp": package, "llama_cpp.llama_cpp": module}})
     [
         ("0.3.36", 0, "is a llama.cpp without ReasonAlloc"),
         ("0.3.36", 999, "has interface version 999"),
-        ("0.3.35", 1, r"llama_cpp 0\.3\.35 does not fit"),
+        ("0.3.35", ABI_VERSION, r"llama_cpp 0\.3\.35 does not fit"),
     ],
 )
 def test_other_library_gives_one_message(version, abi, message):
