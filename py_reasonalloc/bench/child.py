@@ -29,7 +29,8 @@ def measure_decode(job: Job) -> dict[str, Any]:
     with Engine(job) as engine:
         loaded = resident.current_bytes()
         # a stock cache is allocated whole: no longer than needed
-        engine.open_context(max(512, job.depth + N_WARM + job.n_tokens))
+        n_last = 0 if job.arm.budget is None else job.arm.n_ubatch
+        engine.open_context(max(512, job.depth + N_WARM + job.n_tokens + n_last))
         start = skip(engine)
         is_peak_exact = resident.reset_peak()  # what only the skipping needed does not count
         engine.read(job.depth - start, start, BLOCK)
@@ -54,7 +55,29 @@ def measure_decode(job: Job) -> dict[str, Any]:
                 "peak_tokens": after.peak_tokens,
                 **_head_budgets(engine),
             }
+        if job.is_batch_filled:
+            result |= _full_batch(engine, job.depth + N_WARM + job.n_tokens)
     return result
+
+
+def _full_batch(engine: Any, pos: int) -> dict[str, int | None]:
+    """Decode the batch that compute buffers are reserved for: as many tokens as are computed at
+    once, with the logits of each.
+
+    Decoding touches a small part of these buffers, and what was never touched is not resident.
+
+    Returns
+    -------
+    dict
+        "rss_full_batch_bytes": the peak since the context's first tokens; "logits_bytes": the
+        host's copy of the logits, n_ubatch x n_vocab x 4.
+    """
+    n = engine.job.arm.n_ubatch
+    if engine.job.arm.budget is None:  # no cells are left behind the timed tokens
+        pos = max(pos - n, 0)
+        engine.take_back(pos)
+    engine.read(n, pos, n, all_logits=True)
+    return {"rss_full_batch_bytes": resident.peak_bytes(), "logits_bytes": 4 * n * engine.n_vocab}
 
 
 def _head_budgets(engine: Any) -> dict[str, int]:

@@ -116,7 +116,7 @@ DEFAULT_WEIGHTS = "q4_0"
 @click.option(
     "--parts",
     metavar="PART,...",
-    help="Measure only some of: decode, turns, prompt, load.  [default: all]",
+    help="Measure only some of: decode, memory, turns, prompt, load.  [default: all]",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON.")
 @click.option("--plot", metavar="FILE", help="Draw tokens/s by depth: .png, .svg or .pdf.")

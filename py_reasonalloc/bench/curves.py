@@ -5,9 +5,10 @@ around a base, fits two formulas to all points together, and prints every point 
 formulas say. With n = budget + buffer, the rows of a full segment:
 
     step (no compression in it)  = s0 + n_layer * (s1 + s2 * n_head_kv * (budget + buffer / 2))
-    compression                  = c0 + n_layer * (c1 + n_head_kv * (c2 * n + c3 * n^2))
+    compression                  = c0 + n_layer * (c1 + n_head_kv * n * (c2 + c3 * buffer))
 
-Depth is in neither of them: that is the point of a fixed cache. The stock cache is shown beside it.
+Depth is in neither of them: that is the point of a fixed cache. A compression compares the buffer's
+new keys with all others: n * buffer. The stock cache is shown beside it.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def terms_of_compression(point: Point) -> list[float]:
     assert point.budget is not None
     n = point.budget + point.buffer
     heads = point.n_layer * point.n_head_kv
-    return [1.0, point.n_layer, heads * n, heads * n * n]
+    return [1.0, point.n_layer, heads * n, heads * n * point.buffer]
 
 
 def fit(terms: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
@@ -188,8 +189,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"    step        = {s[0]:.0f} + n_layer * ({s[1]:.1f} + {s[2]:.5f} * n_head_kv * "
         "(budget + buffer / 2))",
-        f"    compression = {c[0]:.0f} + n_layer * ({c[1]:.1f} + n_head_kv * "
-        f"({c[2]:.4f} * n + {c[3]:.7f} * n^2)),  n = budget + buffer",
+        f"    compression = {c[0]:.0f} + n_layer * ({c[1]:.1f} + n_head_kv * n * "
+        f"({c[2]:.4f} + {c[3]:.7f} * buffer)),  n = budget + buffer",
         "",
         "| varied | depth | budget | buffer | layers | KV heads | step | formula | compression "
         "| formula |",
@@ -210,10 +211,16 @@ def markdown(report: dict[str, Any]) -> str:
 @click.option("--repeat", type=click.IntRange(1, 100), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="The ends of each curve only.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write all as JSON.")
-def main(threads: int, repeat: int, quick: bool, json_file: str | None) -> int:
+@click.option("--plot", metavar="FILE", help="Draw the curves: .png, .svg or .pdf.")
+def main(threads: int, repeat: int, quick: bool, json_file: str | None, plot: str | None) -> int:
     """Measure how steps and compressions grow, on small random models."""
     import sys
 
+    from ..profile_plot import check_picture
+    from .plot import save_curves
+
+    if plot is not None:
+        check_picture(plot)
     chosen = points(quick)
     bar = click.progressbar(length=repeat * len(chosen), label="measuring", file=sys.stderr)
     with bar as progress:
@@ -221,6 +228,8 @@ def main(threads: int, repeat: int, quick: bool, json_file: str | None) -> int:
     click.echo(markdown(report), nl=False)
     if json_file is not None:
         Path(json_file).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        save_curves(report["points"], plot)
     return 0
 
 

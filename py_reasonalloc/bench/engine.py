@@ -100,8 +100,17 @@ class Engine:
         """Forget all tokens."""
         bindings.llama_memory_clear(self.memory, False)
 
-    def read(self, n: int, pos: int, n_batch: int = N_BATCH) -> None:
+    def take_back(self, pos: int) -> None:
+        """Forget the tokens from position `pos` on (stock cache only)."""
+        bindings.llama_memory_seq_rm(self.memory, 0, pos, -1)
+
+    def read(self, n: int, pos: int, n_batch: int = N_BATCH, all_logits: bool = False) -> None:
         """Decode `n` random tokens from position `pos` on, `n_batch` at a time.
+
+        Parameters
+        ----------
+        all_logits : bool
+            Compute the logits of every token, not only of the last one of a batch.
 
         Raises
         ------
@@ -110,16 +119,16 @@ class Engine:
         """
         tokens = self.tokens(n)
         for first in range(0, n, n_batch):
-            self._decode(tokens[first : first + n_batch], pos + first)
+            self._decode(tokens[first : first + n_batch], pos + first, all_logits)
         bindings.llama_synchronize(self.ctx)
 
-    def _decode(self, tokens: list[int], pos: int) -> None:
+    def _decode(self, tokens: list[int], pos: int, all_logits: bool) -> None:
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i] = token
             batch.pos[i] = pos + i
-            batch.logits[i] = 0
+            batch.logits[i] = all_logits
         batch.logits[len(tokens) - 1] = 1
         self._check(bindings.llama_decode(self.ctx, batch))
 

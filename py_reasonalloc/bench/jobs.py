@@ -108,6 +108,8 @@ class Job:
     is_decoded : bool
         "decode" with a budget: decode all tokens up to the depth, instead of starting at a late
         position.
+    is_batch_filled : bool
+        "decode": at the end also decode a full batch with all its logits, and tell the memory.
     prompts : tuple of int
         "prompt": lengths in tokens.
     folder : str
@@ -122,6 +124,7 @@ class Job:
     depth: int = 0
     n_tokens: int = 0
     is_decoded: bool = False
+    is_batch_filled: bool = False
     prompts: tuple[int, ...] = ()
     folder: str = ""
 

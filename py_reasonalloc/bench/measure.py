@@ -22,7 +22,8 @@ from .weights import bench_folder
 
 SPLITS = ("even", "uneven")
 TURNS = "turns"
-PARTS = ("decode", TURNS, "prompt", "load")
+MEMORY = "memory"
+PARTS = ("decode", MEMORY, TURNS, "prompt", "load")
 UNPATCHED = "unpatched"
 
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ class Settings:
     unpatched : Path or None
         Folder of a llama.cpp without our patch, of the same version.
     parts : tuple of str
-        What to measure: of `PARTS`.
+        What to measure: of `PARTS`. "memory" is what the decoding at the deepest depth does last.
     llama_bench : Path or None
         A llama-bench to run beside, in every repetition.
     llama_bench_depth : int
@@ -200,6 +201,7 @@ def plan(settings: Settings) -> list[Job]:
             depth=depth,
             n_tokens=n_buffers * settings.buffer,
             is_decoded=settings.is_decoded,
+            is_batch_filled=MEMORY in settings.parts and depth == max(settings.depths),
             folder=str(folder),
         )
 

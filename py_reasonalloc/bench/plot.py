@@ -1,4 +1,4 @@
-"""Picture of a report: tokens/s against depth."""
+"""Pictures of reports: tokens/s against depth, and how steps and compressions grow."""
 
 from __future__ import annotations
 
@@ -48,4 +48,46 @@ def save_picture(lines: Sequence[dict[str, Any]], title: str, path: str) -> None
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
+    save_figure(figure, path)
+
+
+def save_curves(rows: Sequence[dict[str, Any]], path: str) -> None:
+    """Draw steps (above) and compressions (below) over each thing that was varied.
+
+    Dots are measured, lines are the fitted formulas; over depth, the stock cache is dashed.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        ``report["points"]`` of `py_reasonalloc.bench.curves`.
+
+    Raises
+    ------
+    ConfigError
+        See `save_picture`.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+
+    names = [name for name in dict.fromkeys(row["curve"] for row in rows) if name != "stock"]
+    figure = Figure(figsize=(2.4 * len(names), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False, sharey="row")
+    for column, name in enumerate(names):
+        own = [row for row in rows if row["curve"] == name]
+        at = [row[name] for row in own]
+        for line, key in zip(axes[:, column], ("step_us", "compress_us")):
+            line.plot(at, [row[key] / 1e3 for row in own], "o", label="measured")
+            line.plot(at, [row[f"{key}_fitted"] / 1e3 for row in own], "-", label="formula")
+            line.set_xscale("log", base=2)
+            line.set_yscale("log")
+            line.grid(alpha=0.3)
+        axes[1, column].set_xlabel(name)
+        stock = [row for row in rows if row["curve"] == "stock"] if name == "depth" else []
+        if stock:
+            depths = [row["depth"] for row in stock]
+            axes[0, column].plot(depths, [row["step_us"] / 1e3 for row in stock], "--", marker="o")
+            axes[0, column].text(depths[-1], stock[-1]["step_us"] / 1e3, "stock ", ha="right")
+    axes[0, 0].set_ylabel("step, ms")
+    axes[1, 0].set_ylabel("compression, ms")
+    axes[1, 0].legend(fontsize="small")
     save_figure(figure, path)

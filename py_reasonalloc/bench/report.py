@@ -16,7 +16,7 @@ from .jobs import BLOCK, N_BATCH
 from .measure import Row, Settings
 from .scaling import scale
 from .summary import Spread, summarize
-from .turns import slice_tokens
+from .turns import N_PAIRS, slice_tokens
 
 FORMAT_VERSION = 1
 
@@ -138,6 +138,7 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
         names = ("cache", "cache_bytes_formula", "window", "scratch", "compute")
         keys = [n if n.endswith("formula") else f"{n}_bytes" for n in names]
         keys += ["rss_over_model_bytes", "rss_peak_bytes"]
+        keys += ["reserved_bytes", "rss_full_batch_bytes"]
         memory.append([*name, *(_bytes(line[key]) for key in keys)])
     parts = [
         "## Decoding",
@@ -171,9 +172,13 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
         f"Weights: {_bytes(lines[0]['weights_bytes'])}. Sizes as the engine reports them; "
         '"formula" is (budget + buffer) x bytes of a token\'s rows; a stock cache is made for the '
         'depth and the timed tokens. "Used" is the peak of resident memory less what was resident '
-        "once the weights were loaded.",
+        "once the weights were loaded. Decoding touches a part of the compute buffers only, which "
+        "are reserved for a full batch with the logits of all its tokens: such a batch is decoded "
+        'at the end, at the deepest depth. "Reserved" is cache, window, scratch, compute buffers, and a copy of these '
+        'logits on the host; "used, full batch" is what was then really resident.',
         _table(
-            ["cache", "depth", "cache", "formula", "window", "scratch", "compute", "used", "peak"],
+            ["cache", "depth", "cache", "formula", "window", "scratch", "compute", "used", "peak"]
+            + ["reserved", "used, full batch"],
             memory,
         ),
     ]
@@ -200,7 +205,8 @@ def _turns_table(report: dict[str, Any]) -> list[str]:
         "## Decoding in turns",
         f"Contexts of one process that decode {slice_tokens(buffer)} tokens each in turn; a stock "
         "cache goes back to its depth after every turn. Ratios of tokens/s, compressions included, "
-        f"one per buffer of {buffer} tokens: what else the machine does hits all alike.",
+        f"one per buffer of {buffer} tokens: what else the machine does hits all alike. (An "
+        f"unpatched build is in a process of its own, opened {N_PAIRS} times for a buffer each.)",
         _table(["cache", "depth", "against", "depth", "ratio", "buffers"], rows),
     ]
 

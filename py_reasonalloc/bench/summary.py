@@ -152,12 +152,13 @@ def _memory(rows: Sequence[Row]) -> dict[str, Any]:
     memory: dict[str, Any] = {f"{name}_bytes": row[f"{name}_bytes"] for name in names}
     n_slots = 0 if row["budget"] is None else row["budget"] + row["buffer"]
     memory["cache_bytes_formula"] = n_slots * row["row_bytes"] if n_slots else None
-    peaks = [r["rss_peak_bytes"] for r in rows if r["rss_peak_bytes"] is not None]
-    memory["rss_peak_bytes"] = max(peaks, default=None)
-    memory["rss_over_model_bytes"] = max(
-        (r["rss_peak_bytes"] - r["rss_loaded_bytes"] for r in rows if r["rss_peak_bytes"]),
-        default=None,
-    )
+    told = [r for r in rows if r["rss_peak_bytes"] is not None]
+    memory["rss_peak_bytes"] = max((r["rss_peak_bytes"] for r in told), default=None)
+    for name, key in (("over_model", "rss_peak_bytes"), ("full_batch", "rss_full_batch_bytes")):
+        used = [r[key] - r["rss_loaded_bytes"] for r in told if key in r]
+        memory[f"rss_{name}_bytes"] = max(used, default=None)
+    parts = [row.get(f"{name}_bytes") for name in (*names[1:], "logits")]
+    memory["reserved_bytes"] = None if None in parts else sum(parts)
     return memory
 
 

@@ -2,9 +2,12 @@
 """Instructions of a decode step and of a compression, counted by callgrind: repeatable anywhere.
 
     python tests/native/count_instructions.py [--heads uniform] [--budget 240] [--buffer 16]
+    python tests/native/count_instructions.py --stock
 
 decodes the demo model on one thread and prints instructions per decode step (without compressions),
-per compression, and the share of compressions. Needs valgrind, a build without AVX-512 (the default
+per compression, and the share of compressions. --stock counts decode steps with no budget at depth
+256, for the comparison of two builds: LLAMA_CPP_LIB_PATH=build/stock is one without our patch
+(native/cmake/build_variant.sh). Needs valgrind, a build without AVX-512 (the default
 one), and the libraries in the build folder that `pip install .` leaves: the installed ones have no
 names of functions. The same library gives the same numbers to within 0.1%; compare numbers of one
 compiler and one set of CPU options only. About a minute.
@@ -40,6 +43,18 @@ def decode(args: argparse.Namespace, n_steps: int) -> None:
         for token in tokens[n_prompt:]:
             engine.decode([token])
         assert engine.stats().n_compressions == n_steps // args.buffer
+
+
+def decode_stock(n_steps: int) -> None:
+    """What is counted with --stock: no budget, none of our functions."""
+    from py_reasonalloc.bench.engine import Engine
+    from py_reasonalloc.bench.jobs import Arm, Job
+    from py_reasonalloc.cli import DEMO_MODEL
+
+    with Engine(Job("decode", Arm("stock"), str(DEMO_MODEL), n_threads=1)) as engine:
+        engine.open_context(512)
+        engine.read(256, 0)
+        engine.step(n_steps, 256)
 
 
 def libraries() -> str:
@@ -78,10 +93,16 @@ def main() -> None:
     parser.add_argument("--buffer", type=int, default=16)
     parser.add_argument("--heads", default="adaptive", help="head allocator")
     parser.add_argument("--policy", default="rkv")
+    parser.add_argument("--stock", action="store_true", help="no budget")
     parser.add_argument("--decode", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.decode is not None:
-        decode(args, args.decode)
+        decode_stock(args.decode) if args.stock else decode(args, args.decode)
+        return
+    if args.stock:
+        n_steps, step = 64, "llama_context::decode(llama_batch_ext*"
+        steps = count(args, step, n_steps) - count(args, step, 0)
+        print(f"decode step: {steps / n_steps / 1e6:.4f} M instructions")
         return
     n_steps = N_COMPRESSIONS * args.buffer
     step = "llama_context::process_ubatch*"

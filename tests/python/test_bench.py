@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from py_reasonalloc import StateError
-from py_reasonalloc.bench import child, fill
+from py_reasonalloc.bench import child, curves, fill
 from py_reasonalloc.bench.engine import Engine
 from py_reasonalloc.bench.jobs import N_WARM, Arm, Job
 from py_reasonalloc.bench.measure import run_job
 from py_reasonalloc.bench.scaling import n_cells
-from py_reasonalloc.bench.turns import Group, take_turns
+from py_reasonalloc.bench.turns import N_PAIRS, Group, take_turns
+from py_reasonalloc.bench.weights import write_model
 from py_reasonalloc.sizes import Shape, budget_bytes, full_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +126,22 @@ def test_a_measurement_in_its_own_process(make_gguf, tmp_path) -> None:
         assert row["rss_peak_bytes"] > row["rss_loaded_bytes"] > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.parametrize("arm", [STOCK, Arm("b", budget=64, n_ubatch=128)])
+def test_a_full_batch_uses_what_is_reserved(tmp_path, arm) -> None:
+    """Within a tenth and a constant: nothing of any size is missing from the engine's report."""
+    shape = dataclasses.replace(curves.shape_of(curves.Point("")), n_layer=2, n_vocab=60000)
+    path = tmp_path / "m.gguf"
+    write_model(path, "m", shape, "q4_0")
+    job = job_of(path, arm, tmp_path, depth=300, n_tokens=16, is_batch_filled=True)
+    row = run_job(job)
+    names = ("cache", "window", "scratch", "compute", "logits")
+    reserved = sum(row[f"{name}_bytes"] for name in names)
+    assert row["logits_bytes"] == arm.n_ubatch * 60000 * 4
+    used = row["rss_full_batch_bytes"] - row["rss_loaded_bytes"]
+    assert 0.9 * reserved < used < 1.1 * reserved + (12 << 20)
+
+
 def test_prompts_are_read_into_an_empty_cache(make_gguf) -> None:
     row = child.measure_prompt(Job("prompt", OURS, str(make_gguf()), 1, prompts=(40, 100)))
     assert [prompt["n_prompt"] for prompt in row["prompts"]] == [40, 100]
@@ -192,7 +210,7 @@ def test_turns_with_another_build(make_gguf, tmp_path) -> None:
     jobs = [Job("turns", arm, path, 1, depth=8, n_tokens=16, folder=str(tmp_path)) for arm in arms]
     rows = take_turns(Group("unpatched", jobs), 1, 16)
     assert [row["arm"] for row in rows] == ["stock f16", "unpatched"]
-    assert all(len(row["seconds"]) == 1 for row in rows)
+    assert all(len(row["seconds"]) == N_PAIRS for row in rows)
 
 
 def test_turns_that_fail_say_why(make_gguf, tmp_path) -> None:

@@ -66,8 +66,12 @@ def test_the_command(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(
         curves, "points", lambda quick: [Point("depth", 50, 32, buffer=8, n_layer=1, n_head_kv=1)]
     )
-    done = CliRunner().invoke(curves.main, ["--repeat", "1", "--json", str(tmp_path / "c.json")])
+    done = CliRunner().invoke(
+        curves.main,
+        ["--repeat", "1", "--json", str(tmp_path / "c.json"), "--plot", str(tmp_path / "c.svg")],
+    )
     assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert "<svg" in (tmp_path / "c.svg").read_text()
     assert "step        =" in done.output
     assert json.loads((tmp_path / "c.json").read_text())["repeat"] == 1
 

@@ -39,6 +39,8 @@ def decode_row(arm: str, depth: int, repetition: int, ms: float, **more) -> dict
         "row_bytes": 10 if is_ours else None,
         "rss_loaded_bytes": 2000,
         "rss_peak_bytes": 2000 + depth,
+        "rss_full_batch_bytes": 2500 + depth,
+        "logits_bytes": 400,
     }
     if is_ours:
         row |= {
@@ -89,6 +91,8 @@ def test_ratios_are_formed_within_repetitions(rows) -> None:
     assert ours["compress_share"] == pytest.approx((0.01,) * 3)
     assert ours["cache_bytes"] == ours["cache_bytes_formula"] == 3840
     assert ours["rss_over_model_bytes"] == 2048
+    assert ours["rss_full_batch_bytes"] == 2548
+    assert ours["reserved_bytes"] == 3840 + 1 + 2 + 500 + 400
     assert line_of(summary, "stock f16", 512)["over_reference"] == (1.0, 1.0, 1.0)
 
 

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Build llama.cpp's own llama-bench from the pinned sources, and lay it beside the libraries that
+# `pip install .` left in the build folder, which it then runs on (Linux). About five minutes.
+#
+#   bash native/cmake/build_llama_bench.sh [llama_cpp_python-VERSION.tar.gz]
+#
+# prints the path for `reasonalloc-bench --llama-bench`. Without an argument it takes the sources
+# that the build has downloaded. For figures on the very same files, point LLAMA_CPP_LIB_PATH at the
+# folder of that path while reasonalloc-bench runs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+folders=(build/py3-none-linux_*)
+built="${folders[0]}"
+if [[ ! -f "$built/CMakeCache.txt" ]]; then
+    echo "no build folder of 'pip install .' found: run that first" >&2
+    exit 2
+fi
+cache="${REASONALLOC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/reasonalloc}"
+archives=("${1:-$cache}"/llama_cpp_python-*.tar.gz)
+archive="${archives[-1]}"
+[[ -f "${1:-}" ]] && archive="$1"
+if [[ ! -f "$archive" ]]; then
+    echo "$archive: no such file: name the llama-cpp-python source distribution" >&2
+    exit 2
+fi
+
+work="build/llama-bench.work"
+out="build/llama-bench"
+rm -rf "$work/source"
+mkdir -p "$work/source" "$out"
+tar -xzf "$archive" -C "$work/source" --strip-components=3 --wildcards '*/vendor/llama.cpp'
+
+# the options of native/cmake/LlamaCpp.cmake: a loader must take our libraries for these
+cmake="$(sed -n 's/^CMAKE_COMMAND:INTERNAL=//p' "$built/CMakeCache.txt")"
+[[ -x "$cmake" ]] || cmake=cmake
+native="$(sed -n 's/^GGML_NATIVE:BOOL=//p' "$built/CMakeCache.txt")"
+log="$work/log"
+# git must not find the repository around the build folder
+export GIT_CEILING_DIRECTORIES="$PWD/build"
+{
+    "$cmake" -S "$work/source" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+        -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" -DGGML_NATIVE="$native" \
+        -DBUILD_SHARED_LIBS=ON -DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON \
+        -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
+        -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_TESTS=OFF \
+        -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF &&
+        "$cmake" --build "$work/build" --target llama-bench
+} >"$log" 2>&1 || {
+    tail -n 30 "$log" >&2
+    exit 1
+}
+cp "$work"/build/bin/{llama-bench,lib*.so} "$out/"
+cp "$built"/bin/lib*.so "$out/" # these, patched, take the place of the ones just built
+"$out/llama-bench" --help >"$log.help" 2>&1 || {
+    tail -n 5 "$log.help" >&2
+    exit 1
+}
+echo "$PWD/$out/llama-bench"
