@@ -174,8 +174,9 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
         'depth and the timed tokens. "Used" is the peak of resident memory less what was resident '
         "once the weights were loaded. Decoding touches a part of the compute buffers only, which "
         "are reserved for a full batch with the logits of all its tokens: such a batch is decoded "
-        'at the end, at the deepest depth. "Reserved" is cache, window, scratch, compute buffers, and a copy of these '
-        'logits on the host; "used, full batch" is what was then really resident.',
+        'at the end, at the deepest depth. "Reserved" is cache, window, scratch, compute buffers, '
+        'and a copy of these logits on the host; "used, full batch" is what was then really '
+        "resident.",
         _table(
             ["cache", "depth", "cache", "formula", "window", "scratch", "compute", "used", "peak"]
             + ["reserved", "used, full batch"],
