@@ -7,7 +7,7 @@
 #ifndef RA_ALLOC_H
 #define RA_ALLOC_H
 
-#include "core/core.h"
+#include "core.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -42,6 +42,7 @@ typedef struct ra_alloc_layers {
 typedef struct ra_alloc_heads {
     const char *      name;
     ra_alloc_heads_fn run;
+    bool              moves_budgets; /* false: `run` always returns in->initial */
 } ra_alloc_heads;
 
 ra_status ra_alloc_layers_uniform(const ra_config * cfg, int32_t n_layer, int32_t * budgets);

@@ -193,7 +193,7 @@ int32_t ra_cache_longest_head(const ra_cache * c, int32_t il) {
     if (l->n_head_kv == 0) {
         return 0;
     }
-    if (strcmp(c->settings.head_alloc->name, "uniform") != 0) {
+    if (c->settings.head_alloc->moves_budgets) {
         const double most = cfg->clip_hi * (double) total / l->n_head_kv;
         const double cut  = most < (double) l->n_slots ? most : (double) l->n_slots;
         longest           = (int64_t) cut > longest ? (int64_t) cut : longest;

@@ -102,8 +102,12 @@ uint32_t ra_cache_needs(const ra_cache * c);
 
 /* Callbacks of a compression. */
 typedef struct ra_cache_ops {
-    /* Fills the feature arrays of f (il, ih, n_kv, pos, n_obs, obs_pos are set) that `needs` asks
-     * for. They must stay valid until the next call. */
+    /* Once per layer, before its heads are scored: may compute what `needs` (not 0) asks for of the
+     * whole layer. obs_pos [n_obs]: positions of the queries, valid until the next layer begins. */
+    ra_status (*features_begin)(void * user, uint32_t needs, int32_t il, int32_t n_obs,
+                                const int32_t * obs_pos);
+    /* Once per head of that layer: fills the feature arrays of f (il, ih, n_kv, pos, n_obs, obs_pos
+     * are set) that `needs` asks for. They must stay valid until the next call. */
     ra_status (*features)(void * user, uint32_t needs, ra_features * f);
     /* Moves n rows of layer il from row src to row dst; ranges may overlap (memmove). Called in an
      * order that never overwrites rows still to be moved. Cannot fail. */

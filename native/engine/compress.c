@@ -1,4 +1,7 @@
-/* compress.c - one compression: features -> policy -> allocator -> selection -> packing */
+/* compress.c - decides which tokens a compression keeps; ra_cache_ops moves their rows
+ *
+ * features -> policy -> allocator -> selection -> packing. In a context the callbacks, and with them
+ * all work on tensors, are those of native/llama/ra_compress.cpp. */
 #include "cache.h"
 
 #include <float.h>
@@ -45,8 +48,8 @@ static void ra_score_guard(const ra_config * cfg, const ra_features * f, float *
 }
 
 /* Scores of head ih into score [n_kv]: the policy's, and +INFINITY for tokens that must stay. */
-static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int32_t ih,
-                               int32_t n_obs, float * score) {
+static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, uint32_t needs, int32_t il,
+                               int32_t ih, int32_t n_obs, float * score) {
     ra_layer *        l      = &c->layers[il];
     const ra_config * cfg    = &c->settings.cfg;
     const int32_t     offset = l->offset[ih];
@@ -63,7 +66,6 @@ static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, int32_t i
                    .work      = c->work,
     };
     memcpy(f.state_out, f.state, (size_t) f.n_kv * sizeof(*f.state_out));
-    const uint32_t needs = ra_cache_needs(c);
     if (needs != 0) {
         const ra_status st = ops->features(ops->user, needs, &f);
         if (st != RA_STATUS_OK) {
@@ -100,15 +102,20 @@ static ra_status ra_check_planned(const ra_layer * l, int32_t il, int32_t buffer
 
 /* Plans one layer: l->keep and l->planned. */
 static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t il) {
-    ra_layer *    l     = &c->layers[il];
-    float *       score = c->score;
-    const int32_t n_obs = ra_cache_list_queries(c, il);
-    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
-        const ra_status st = ra_score_head(c, ops, il, ih, n_obs, score);
-        if (st != RA_STATUS_OK) {
-            return st;
-        }
+    ra_layer *     l     = &c->layers[il];
+    float *        score = c->score;
+    const int32_t  n_obs = ra_cache_list_queries(c, il);
+    const uint32_t needs = ra_cache_needs(c);
+    ra_status      st    = RA_STATUS_OK;
+    if (needs != 0) {
+        st = ops->features_begin(ops->user, needs, il, n_obs, c->obs_pos);
+    }
+    for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
+        st = ra_score_head(c, ops, needs, il, ih, n_obs, score);
         score += l->used[ih];
+    }
+    if (st != RA_STATUS_OK) {
+        return st;
     }
     const ra_alloc_heads_in in = {
         .n_head_kv = l->n_head_kv,
@@ -117,7 +124,7 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
         .score     = c->score,
         .initial   = l->initial,
     };
-    ra_status st = c->settings.head_alloc->run(&c->settings.cfg, &in, l->planned);
+    st = c->settings.head_alloc->run(&c->settings.cfg, &in, l->planned);
     if (st == RA_STATUS_OK) {
         st = ra_check_planned(l, il, c->settings.cfg.buffer, in.floor);
     }

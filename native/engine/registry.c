@@ -26,8 +26,8 @@ static const ra_alloc_layers ra_layer_allocs[] = {
 };
 
 static const ra_alloc_heads ra_head_allocs[] = {
-    { "uniform", ra_alloc_heads_uniform },
-    { "adaptive", ra_alloc_heads_adaptive },
+    { "uniform", ra_alloc_heads_uniform, false },
+    { "adaptive", ra_alloc_heads_adaptive, true },
 };
 
 #define RA_COUNT(table) ((int32_t) (sizeof(table) / sizeof((table)[0])))

@@ -2,8 +2,8 @@
 #ifndef RA_REGISTRY_H
 #define RA_REGISTRY_H
 
-#include "alloc/alloc.h"
-#include "policy/policy.h"
+#include "alloc.h"
+#include "policy.h"
 
 #ifdef __cplusplus
 extern "C" {

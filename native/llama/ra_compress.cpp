@@ -39,9 +39,15 @@ ra_status ra_memory::compress() {
         ggml_backend_sched_synchronize(lctx->get_sched());
 
         ra_cache_ops ops;
-        ops.user     = this;
-        ops.features = [](void * user, uint32_t needs, ra_features * f) {
-            return static_cast<ra_memory *>(user)->scorer->features(needs, f);
+        ops.user           = this;
+        ops.features_begin = [](void * user, uint32_t needs, int32_t il, int32_t n_obs,
+                                const int32_t * obs_pos) {
+            return static_cast<ra_memory *>(user)->scorer->features_begin(needs, il, n_obs,
+                                                                          obs_pos);
+        };
+        ops.features = [](void * user, uint32_t, ra_features * f) {
+            static_cast<ra_memory *>(user)->scorer->features(f);
+            return RA_STATUS_OK;
         };
         ops.move = [](void * user, int32_t il, int32_t dst, int32_t src, int32_t n) {
             static_cast<ra_memory *>(user)->scorer->repacker().move(il, dst, src, n);

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 // rows that a graph attends beyond those in use: it serves this many decode steps without a rebuild
 static constexpr int32_t RA_SPAN_SLACK = 32;
@@ -88,7 +87,7 @@ ra_attend_way ra_graph_input::way_of(const llm_graph_context & graph, int32_t il
 bool ra_graph_input::is_even(int32_t il) const {
     const ra_cache * c = ra_mctx->memory()->state();
     const ra_layer & l = c->layers[il];
-    if (ra_mctx->worst_case() && strcmp(c->settings.head_alloc->name, "uniform") != 0) {
+    if (ra_mctx->worst_case() && c->settings.head_alloc->moves_budgets) {
         return false;
     }
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {

@@ -1,7 +1,7 @@
 // ra_memory.h - the budgeted cache as a llama.cpp memory module
 #pragma once
 
-#include "engine/cache.h"
+#include "cache.h"
 #include "llama-batch.h"
 #include "llama-cparams.h"
 #include "llama-hparams.h"

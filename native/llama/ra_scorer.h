@@ -35,8 +35,9 @@ class ra_scorer {
     // their sizes taken. Throws std::runtime_error.
     ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, bool measure = false);
 
-    // ra_cache_ops.features: computes the layer when ih == 0, then hands out slices
-    ra_status features(uint32_t needs, ra_features * f);
+    // ra_cache_ops: computes a layer, then hands out slices of it
+    ra_status features_begin(uint32_t needs, int32_t il, int32_t n_obs, const int32_t * obs_pos);
+    void      features(ra_features * f) const;
 
     // moves rows, in the same scratch
     ra_repacker & repacker() { return *repack; }
@@ -84,7 +85,6 @@ class ra_scorer {
     void          add_job(int32_t il, shared & s, job & j);
     // builds the graph of jobs [begin, return value), as many as fit the scratch
     size_t        build(int32_t il, size_t begin, ggml_cgraph ** gf);
-    ra_status     compute_layer(int32_t il, uint32_t needs, int32_t n_obs);
     void          read(int32_t il, const job & j, int32_t n_obs);
     void          read_logits(int32_t il, const job & j, int32_t n_obs);
     void          read_cos_sums(int32_t il, const job & j);
@@ -101,8 +101,9 @@ class ra_scorer {
     std::vector<job>       jobs_next;   // what their results leave to be done
     size_t                 max_out = 0; // bytes of the results of one graph
 
-    std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
-    std::vector<size_t> logits_at; // [n_head_kv] offset into logits
+    std::vector<float>  logits;            // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
+    std::vector<size_t> logits_at;         // [n_head_kv] offset into logits
+    const int32_t *     obs_pos = nullptr; // [n_obs] positions of the queries
 
     // [n_slots], head after head; empty where nobody asks
     std::vector<float>  key_sim;

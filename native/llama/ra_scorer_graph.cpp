@@ -175,7 +175,9 @@ size_t ra_scorer::build(int32_t il, size_t begin, ggml_cgraph ** gf) {
     return i;
 }
 
-ra_status ra_scorer::compute_layer(int32_t il, uint32_t needs, int32_t n_obs) {
+ra_status ra_scorer::features_begin(uint32_t needs, int32_t il, int32_t n_obs,
+                                    const int32_t * obs_pos) {
+    this->obs_pos            = obs_pos;
     const ra_layer & l       = mem.state()->layers[il];
     const size_t     n_query = size_t(mem.tensors[il].n_head / l.n_head_kv) * size_t(n_obs);
     logits_at.assign(l.n_head_kv, 0);
@@ -252,7 +254,7 @@ void ra_scorer::read_logits(int32_t il, const job & j, int32_t n_obs) {
     const float *    src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
     float *          dst     = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
-        const int64_t slot = c->obs_pos[o] % c->n_ring;
+        const int64_t slot = obs_pos[o] % c->n_ring;
         for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
             const float * row = src + (slot * n_group + g) * j.stride;
             std::transform(row, row + j.n_kv, dst, [=](float x) { return scale * x; });
@@ -307,18 +309,11 @@ void ra_scorer::read(int32_t il, const job & j, int32_t n_obs) {
     }
 }
 
-ra_status ra_scorer::features(uint32_t needs, ra_features * f) {
-    if (f->ih == 0) {
-        const ra_status st = compute_layer(f->il, needs, f->n_obs);
-        if (st != RA_STATUS_OK) {
-            return st;
-        }
-    }
+void ra_scorer::features(ra_features * f) const {
     f->n_group      = mem.tensors[f->il].n_head / mem.tensors[f->il].n_head_kv;
     const size_t at = tokens_at[f->ih];
     f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];
     f->key_sim      = key_sim.empty() ? nullptr : key_sim.data() + at;
     f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;
     f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;
-    return RA_STATUS_OK;
 }

@@ -9,7 +9,7 @@
 #ifndef RA_POLICY_H
 #define RA_POLICY_H
 
-#include "core/core.h"
+#include "core.h"
 
 #ifdef __cplusplus
 extern "C" {

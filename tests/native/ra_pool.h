@@ -5,7 +5,7 @@
 #ifndef RA_POOL_H
 #define RA_POOL_H
 
-#include "engine/cache.h"
+#include "cache.h"
 #include "ra_test.h"
 
 #include <stdlib.h>
@@ -19,10 +19,13 @@ typedef struct ra_pool {
     float *    key_sim;
     float *    key_cos;
     float *    value_norm;
-    int32_t    open_layer; /* between move_begin and move_end; else -1 */
-    int32_t    n_features; /* calls so far */
+    int32_t    open_layer;     /* between move_begin and move_end; else -1 */
+    int32_t    features_layer; /* whose features were begun; -1: none */
+    int32_t    n_layers_begun; /* calls of features_begin so far */
+    int32_t    n_features;     /* calls so far */
     int32_t    n_begins;
-    int32_t    fail_features; /* this call fails; 0: none */
+    int32_t    fail_features_begin; /* this call fails; 0: none */
+    int32_t    fail_features;
     int32_t    fail_begin;
 } ra_pool;
 
@@ -43,8 +46,22 @@ static inline float ra_pool_odd_float(void) {
     }
 }
 
+static inline ra_status ra_pool_features_begin(void * user, uint32_t needs, int32_t il,
+                                               int32_t n_obs, const int32_t * obs_pos) {
+    ra_pool * p = user;
+    CHECK_EQ(needs, ra_cache_needs(p->cache));
+    CHECK(needs != 0 && p->open_layer == -1);
+    CHECK(n_obs >= 0 && obs_pos == p->cache->obs_pos);
+    if (++p->n_layers_begun == p->fail_features_begin) {
+        return ra_error(RA_STATUS_COMPUTE, "features of a layer failed on purpose");
+    }
+    p->features_layer = il;
+    return RA_STATUS_OK;
+}
+
 static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_features * f) {
     ra_pool * p = user;
+    CHECK_EQ(f->il, p->features_layer);
     if (++p->n_features == p->fail_features) {
         return ra_error(RA_STATUS_COMPUTE, "features failed on purpose");
     }
@@ -72,7 +89,8 @@ static inline ra_status ra_pool_move_begin(void * user, int32_t il) {
         return ra_error(RA_STATUS_COMPUTE, "begin failed on purpose");
     }
     CHECK_EQ(p->open_layer, -1);
-    p->open_layer = il;
+    p->open_layer     = il;
+    p->features_layer = -1;
     return RA_STATUS_OK;
 }
 
@@ -94,17 +112,18 @@ static inline void ra_pool_move(void * user, int32_t il, int32_t dst, int32_t sr
 }
 
 static inline ra_cache_ops ra_pool_ops(ra_pool * p) {
-    return (ra_cache_ops){ .features   = ra_pool_features,
-                           .move       = ra_pool_move,
-                           .move_begin = ra_pool_move_begin,
-                           .move_end   = ra_pool_move_end,
-                           .user       = p };
+    return (ra_cache_ops){ .features_begin = ra_pool_features_begin,
+                           .features       = ra_pool_features,
+                           .move           = ra_pool_move,
+                           .move_begin     = ra_pool_move_begin,
+                           .move_end       = ra_pool_move_end,
+                           .user           = p };
 }
 
 /* Takes the cache over. */
 static inline void ra_pool_init(ra_pool * p, ra_cache * c) {
     const size_t n = (size_t) c->n_slots_max;
-    *p             = (ra_pool){ .cache = c, .open_layer = -1 };
+    *p             = (ra_pool){ .cache = c, .open_layer = -1, .features_layer = -1 };
     p->tags        = calloc((size_t) c->n_layer, sizeof(*p->tags));
     p->logits      = calloc((size_t) c->n_ring * RA_POOL_GROUP * n, sizeof(float));
     p->key_sim     = calloc(n, sizeof(float));

@@ -5,7 +5,7 @@
 #ifndef RA_TEST_H
 #define RA_TEST_H
 
-#include "core/core.h"
+#include "core.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -1,6 +1,6 @@
 /* alloc/: from a demand to whole tokens, over layers and over heads */
-#include "engine/registry.h"
 #include "ra_test.h"
+#include "registry.h"
 
 enum { N_MAX = 40 };
 
@@ -195,6 +195,7 @@ static void test_every_head_allocator(void) {
     enum { N_HEADS = 6, N_KV = 50 };
     for (int32_t i = 0; i < ra_alloc_count(1); ++i) {
         const ra_alloc_heads * alloc = ra_alloc_heads_find(ra_alloc_name(1, i));
+        bool                   moved = false;
         for (int32_t round = 0; round < 300; ++round) {
             const ra_config cfg  = ra_config_default_params();
             const int32_t   n    = ra_test_int(1, N_HEADS + 1);
@@ -216,10 +217,12 @@ static void test_every_head_allocator(void) {
             };
             CHECK_STATUS(alloc->run(&cfg, &in, budgets), RA_STATUS_OK);
             CHECK_EQ(sum_of(n, budgets), sum_of(n, initial));
+            moved = moved || memcmp(budgets, initial, (size_t) n * sizeof(*budgets)) != 0;
             for (int32_t ih = 0; ih < n; ++ih) {
                 CHECK(budgets[ih] >= in.floor);
             }
         }
+        CHECK_EQ(moved, alloc->moves_budgets);
     }
 }
 

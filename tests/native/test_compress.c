@@ -110,6 +110,13 @@ static ra_status record_features(void * user, uint32_t needs, ra_features * f) {
     return ra_pool_features(a->pool, needs, f);
 }
 
+static ra_status record_layer(void * user, uint32_t needs, int32_t il, int32_t n_obs,
+                              const int32_t * obs_pos) {
+    asked * a = user;
+    CHECK_EQ(a->n_calls, 0);
+    return ra_pool_features_begin(a->pool, needs, il, n_obs, obs_pos);
+}
+
 static ra_status nothing_to_begin(void * user, int32_t il) {
     (void) user;
     (void) il;
@@ -132,16 +139,18 @@ static void test_features_asked_for(void) {
         if (!ra_pool_make(&p, &cfg, 1, three_heads)) {
             return;
         }
-        const ra_cache_ops ops = { .features   = record_features,
-                                   .move       = nothing_to_move,
-                                   .move_begin = nothing_to_begin,
-                                   .move_end   = nothing_to_begin,
-                                   .user       = &a };
+        const ra_cache_ops ops = { .features_begin = record_layer,
+                                   .features       = record_features,
+                                   .move           = nothing_to_move,
+                                   .move_begin     = nothing_to_begin,
+                                   .move_end       = nothing_to_begin,
+                                   .user           = &a };
         ra_pool_append(&p, 17);
         ra_cache_truncate(p.cache, 15); /* the newest two queries are gone */
         CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_OK);
         const uint32_t needs = ra_policy_find(ra_policy_name(i))->needs;
         CHECK_EQ(a.n_calls, needs != 0 ? 3 : 0);
+        CHECK_EQ(p.n_layers_begun, needs != 0 ? 1 : 0);
         CHECK_EQ(a.needs, needs);
         const bool wants_all = (needs & RA_FEATURE_ALL_QUERIES) != 0;
         CHECK_EQ(a.n_obs, needs == 0 ? 0 : wants_all ? 6 : 2);

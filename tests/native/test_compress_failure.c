@@ -3,11 +3,11 @@
 
 static const int32_t three_heads[1] = { 3 };
 
-/* Whichever call for features fails, in the first or a later layer, nothing has changed. */
+/* Whichever call for features fails, of a layer (1 to 2) or of a head (3 to 7), nothing has changed. */
 static void test_failed_features(void) {
     const int32_t   n_head_kv[3] = { 2, 0, 3 };
     const ra_config cfg          = ra_pool_config("rkv", 12);
-    for (int32_t fail = 1; fail <= 5; ++fail) {
+    for (int32_t i = 1; i <= 7; ++i) {
         ra_pool p;
         int32_t n_layers = -1;
         if (!ra_pool_make(&p, &cfg, 3, n_head_kv)) {
@@ -17,9 +17,11 @@ static void test_failed_features(void) {
         ra_pool_append(&p, 20);
         ra_pool_snapshot before[3] = { ra_pool_snapshot_take(&p, 0), ra_pool_snapshot_take(&p, 1),
                                        ra_pool_snapshot_take(&p, 2) };
-        p.fail_features            = fail;
+        p.fail_features_begin      = i <= 2 ? i : 0;
+        p.fail_features            = i <= 2 ? 0 : i - 2;
         CHECK_STATUS(ra_cache_compress(p.cache, &ops, &n_layers), RA_STATUS_COMPUTE);
-        CHECK_EQ(p.n_features, fail);
+        CHECK_EQ(p.n_features, i <= 2 ? 2 * (i - 1) : i - 2); /* two heads in the first layer */
+        CHECK_EQ(p.n_layers_begun, i == 1 || i == 3 || i == 4 ? 1 : 2);
         CHECK_EQ(p.n_begins, 0);
         CHECK_EQ(p.cache->n_compressions, 0);
         CHECK_EQ(p.cache->min_evicted, INT32_MAX);
@@ -80,8 +82,8 @@ static ra_status alloc_fails(const ra_config * cfg, const ra_alloc_heads_in * in
 }
 
 static void test_failed_allocator(void) {
-    const ra_alloc_heads small = { "small", alloc_too_small };
-    const ra_alloc_heads fails = { "fails", alloc_fails };
+    const ra_alloc_heads small = { "small", alloc_too_small, true };
+    const ra_alloc_heads fails = { "fails", alloc_fails, true };
     const ra_config      cfg   = ra_pool_config("random", 12);
     ra_pool              p;
     if (!ra_pool_make(&p, &cfg, 1, three_heads)) {

@@ -314,7 +314,7 @@ static ra_status alloc_random(const ra_config * cfg, const ra_alloc_heads_in * i
     return RA_STATUS_OK;
 }
 
-static const ra_alloc_heads random_allocator = { "random", alloc_random };
+static const ra_alloc_heads random_allocator = { "random", alloc_random, true };
 
 static bool world_make(world * w, const char * policy) {
     int32_t       heads[10];

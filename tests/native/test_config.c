@@ -1,5 +1,5 @@
 /* engine/config.c: defaults, every range check, resolution of the budget tables; core/status.c */
-#include "engine/config.h"
+#include "config.h"
 #include "ra_test.h"
 
 /* One field changed from the defaults, and what the check says to it. */

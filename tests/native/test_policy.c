@@ -1,6 +1,6 @@
 /* policy/, the registry, and engine/score.c: every registered policy on hand-made and odd features.
  * The exact values of all policies are tested against NumPy in tests/python. */
-#include "engine/cache.h"
+#include "cache.h"
 #include "ra_test.h"
 
 #include <stdlib.h>
