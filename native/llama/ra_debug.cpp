@@ -1,7 +1,6 @@
 // ra_debug.cpp - see ra_debug.h
 #include "ra_debug.h"
 
-#include "llama-context.h"
 #include "ra_memory.h"
 
 static std::string ra_describe(const ggml_tensor * t) {
@@ -40,7 +39,6 @@ ra_status ra_debug_watch_scores(llama_context * ctx, ra_debug_node_cb cb, void *
     if (mem == nullptr) {
         return ra_debug_not_found();
     }
-    mem->watch      = cb;
-    mem->watch_user = user;
+    mem->watch = { cb, user };
     return RA_STATUS_OK;
 }

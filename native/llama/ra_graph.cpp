@@ -6,7 +6,6 @@
 // views, at different offsets, of one row of zeros followed by -infinity.
 #include "ra_graph.h"
 
-#include "llama-context.h"
 #include "ra_llama.h"
 
 #include <algorithm>
@@ -15,8 +14,8 @@
 // rows that a graph attends beyond those in use: it serves this many decode steps without a rebuild
 static constexpr int32_t RA_SPAN_SLACK = 32;
 
-static const ra_memory_context * ra_context_of(const llama_memory_context_i * mctx) {
-    return dynamic_cast<const ra_memory_context *>(mctx);
+static const ra_view * ra_view_of(const llama_memory_context_i * mctx) {
+    return dynamic_cast<const ra_view *>(mctx);
 }
 
 // the graph input for a rotation; NULL without one
@@ -37,23 +36,25 @@ static void ra_set_rotation(ggml_tensor * t, const ra_rotation & rot) {
     }
 }
 
-ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_context * mctx)
-    : llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), ra_mctx(mctx),
-      n_tokens((int32_t) graph.n_tokens), layout(mctx->worst_case() ? 0 : mctx->memory()->layout),
-      n_since(mctx->memory()->n_since - (int32_t) graph.n_tokens) {
-    const ra_memory * mem = mctx->memory();
-    const ra_cache *  c   = mem->state();
-    n_ahead               = n_tokens + (n_tokens == 1 ? RA_SPAN_SLACK : 0);
+ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * view)
+    : llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), view(view),
+      n_tokens((int32_t) graph.n_tokens), layout(view->worst_case() ? 0 : view->storage().layout),
+      n_since(view->storage().n_since - (int32_t) graph.n_tokens) {
+    const ra_storage & store = view->storage();
+    const ra_cache &   c     = view->cache();
+    n_ahead                  = n_tokens + (n_tokens == 1 ? RA_SPAN_SLACK : 0);
 
-    size_t n_rows = 0;
-    n_used_max    = 0;
-    for (int32_t il = 0; il < c->n_layer; ++il) {
+    std::vector<bool> is_by_layer;
+    size_t            n_rows = 0;
+    n_used_max               = 0;
+    for (int32_t il = 0; il < c.n_layer; ++il) {
         rows_at.push_back(n_rows);
-        n_rows += size_t(c->layers[il].n_head_kv) * size_t(n_tokens);
-        for (int32_t ih = 0; ih < c->layers[il].n_head_kv; ++ih) {
-            n_used_max = std::max(n_used_max, mctx->n_used(il, ih, n_tokens));
+        n_rows += size_t(c.layers[il].n_head_kv) * size_t(n_tokens);
+        for (int32_t ih = 0; ih < c.layers[il].n_head_kv; ++ih) {
+            n_used_max = std::max(n_used_max, view->n_used(il, ih, n_tokens));
         }
         ways.push_back(way_of(graph, il));
+        is_by_layer.push_back(ways.back() == RA_ATTEND_BY_LAYER);
     }
     rows = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, (int64_t) n_rows);
     mask = ggml_new_tensor_2d(graph.ctx0, graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
@@ -62,37 +63,38 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_memory_
     ggml_set_name(mask, "ra_mask");
     ggml_set_input(rows);
     ggml_set_input(mask);
-    if (mem->needs_window) {
-        window = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, std::min(n_tokens, c->n_ring));
+    if (store.needs_window) {
+        window = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, std::min(n_tokens, c.n_ring));
         ggml_set_name(window, "ra_window");
         ggml_set_input(window);
     }
-    add_windows(graph);
-    self_k_rot = ra_new_rotation(graph.ctx0, "attn_inp_k_rot", mem->rot_k);
-    self_v_rot = ra_new_rotation(graph.ctx0, "attn_inp_v_rot", mem->rot_v);
+    by_layer.init(graph, *view, is_by_layer, n_ahead);
+    self_k_rot = ra_new_rotation(graph.ctx0, "attn_inp_k_rot", store.rot_k);
+    self_v_rot = ra_new_rotation(graph.ctx0, "attn_inp_v_rot", store.rot_v);
 }
 
 ra_attend_way ra_graph_input::way_of(const llm_graph_context & graph, int32_t il) const {
-    if (!graph.cparams.flash_attn || ra_mctx->memory()->state()->layers[il].n_head_kv == 0) {
+    if (!graph.cparams.flash_attn || view->cache().layers[il].n_head_kv == 0) {
         return RA_ATTEND_BY_HEAD;
     }
     if (is_even(il)) {
         return RA_ATTEND_EVEN;
     }
-    return n_tokens == 1 && ra_attends_by_layer(*ra_mctx->memory(), il) ? RA_ATTEND_BY_LAYER
-                                                                        : RA_ATTEND_BY_HEAD;
+    return n_tokens == 1 && ra_attends_by_layer(view->cache(), view->tensors(il))
+               ? RA_ATTEND_BY_LAYER
+               : RA_ATTEND_BY_HEAD;
 }
 
 // whether one strided view can stand for all heads of the layer; in the worst case only if it always can
 bool ra_graph_input::is_even(int32_t il) const {
-    const ra_cache * c = ra_mctx->memory()->state();
-    const ra_layer & l = c->layers[il];
-    if (ra_mctx->worst_case() && c->settings.head_alloc->moves_budgets) {
+    const ra_cache & c = view->cache();
+    const ra_layer & l = c.layers[il];
+    if (view->worst_case() && c.settings.head_alloc->moves_budgets) {
         return false;
     }
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
         if (l.budget[ih] != l.budget[0] || n_span(il, ih) != n_span(il, 0) ||
-            ra_mctx->n_used(il, ih, n_tokens) != ra_mctx->n_used(il, 0, n_tokens)) {
+            view->n_used(il, ih, n_tokens) != view->n_used(il, 0, n_tokens)) {
             return false;
         }
     }
@@ -100,16 +102,16 @@ bool ra_graph_input::is_even(int32_t il) const {
 }
 
 bool ra_graph_input::can_reuse(const llm_graph_params & params) {
-    const ra_memory_context * next = ra_context_of(params.mctx);
-    if (next == nullptr || next->worst_case() || next->memory()->layout != layout ||
+    const ra_view * next = ra_view_of(params.mctx);
+    if (next == nullptr || next->worst_case() || next->storage().layout != layout ||
         (int32_t) params.ubatch.n_tokens != n_tokens) {
         return false;
     }
-    const int32_t n_steps = next->memory()->n_since - n_tokens - n_since;
+    const int32_t n_steps = next->storage().n_since - n_tokens - n_since;
     if (n_steps < 0 || n_steps > n_ahead - n_tokens) {
         return false;
     }
-    ra_mctx = next;
+    view = next;
     return true;
 }
 
@@ -124,17 +126,17 @@ static void ra_fill_mask(T * data, int64_t n_cols, int64_t n_rows, int64_t n_vis
 }
 
 void ra_graph_input::set_input(const llama_ubatch * ubatch) {
-    const ra_memory * mem = ra_mctx->memory();
-    const ra_cache *  c   = mem->state();
+    const ra_storage & store = view->storage();
+    const ra_cache &   c     = view->cache();
 
     if (rows->buffer != nullptr) {
         GGML_ASSERT(ggml_backend_buffer_is_host(rows->buffer));
         int64_t * dst = (int64_t *) rows->data;
-        for (int32_t il = 0; il < c->n_layer; ++il) {
-            const ra_layer & l = c->layers[il];
+        for (int32_t il = 0; il < c.n_layer; ++il) {
+            const ra_layer & l = c.layers[il];
             for (int32_t t = 0; t < n_tokens; ++t) {
                 for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-                    *dst++ = l.offset[ih] + ra_mctx->n_used(il, ih, n_tokens) + t;
+                    *dst++ = l.offset[ih] + view->n_used(il, ih, n_tokens) + t;
                 }
             }
         }
@@ -144,12 +146,12 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
         int64_t *     dst = (int64_t *) window->data;
         const int32_t n   = (int32_t) window->ne[0];
         for (int32_t i = 0; i < n; ++i) {
-            dst[i] = ubatch->pos[n_tokens - n + i] % c->n_ring;
+            dst[i] = ubatch->pos[n_tokens - n + i] % c.n_ring;
         }
     }
     if (mask->buffer != nullptr) {
         GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
-        const int64_t n_visible = n_used_max + (mem->n_since - n_tokens - n_since);
+        const int64_t n_visible = n_used_max + (store.n_since - n_tokens - n_since);
         if (mask->type == GGML_TYPE_F16) {
             ra_fill_mask((ggml_fp16_t *) mask->data, mask->ne[0], mask->ne[1], n_visible,
                          ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
@@ -158,13 +160,13 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
                          -INFINITY);
         }
     }
-    set_windows();
-    ra_set_rotation(self_k_rot, mem->rot_k);
-    ra_set_rotation(self_v_rot, mem->rot_v);
+    by_layer.set_input(*view);
+    ra_set_rotation(self_k_rot, store.rot_k);
+    ra_set_rotation(self_v_rot, store.rot_v);
 }
 
 ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {
-    const int64_t n = int64_t(ra_mctx->memory()->state()->layers[il].n_head_kv) * n_tokens;
+    const int64_t n = int64_t(view->cache().layers[il].n_head_kv) * n_tokens;
     return ggml_view_1d(ctx, rows, n, rows_at[il] * sizeof(int64_t));
 }
 
@@ -183,11 +185,11 @@ ggml_tensor * ra_graph_input::mask_of(const llm_graph_context & graph, int32_t n
 // ---------------------------------------------------------------------------------------------
 
 llm_graph_input_attn_kv * ra_graph_build_input(const llm_graph_context & graph) {
-    const ra_memory_context * mctx = ra_context_of(graph.mctx);
-    if (mctx == nullptr) {
+    const ra_view * view = ra_view_of(graph.mctx);
+    if (view == nullptr) {
         return nullptr;
     }
-    auto inp = std::make_unique<ra_graph_input>(graph, mctx);
+    auto inp = std::make_unique<ra_graph_input>(graph, view);
     return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
 }
 
@@ -195,14 +197,10 @@ bool ra_graph_is_input(const llm_graph_input_attn_kv * inp) {
     return dynamic_cast<const ra_graph_input *>(inp) != nullptr;
 }
 
-uint32_t ra_graph_extra_nodes(const llama_memory_i * mem) {
-    const ra_memory * m = dynamic_cast<const ra_memory *>(mem);
-    if (m == nullptr) {
-        return 0;
-    }
+uint32_t ra_graph_count_nodes(const ra_cache & cache) {
     uint32_t n = 64;
-    for (int32_t il = 0; il < m->state()->n_layer; ++il) {
-        n += 16 + 24 * (uint32_t) m->state()->layers[il].n_head_kv;
+    for (int32_t il = 0; il < cache.n_layer; ++il) {
+        n += 16 + 24 * (uint32_t) cache.layers[il].n_head_kv;
     }
     return n;
 }
@@ -232,8 +230,8 @@ static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_in
                                     ggml_tensor * sinks, float kq_scale, int il) {
     ggml_context * ctx    = graph.ctx0;
     const int64_t  n_span = inp->n_span(il, 0);
-    const size_t   stride = size_t(inp->ra_mctx->n_capacity(il, 0));
-    const int32_t  n_used = inp->ra_mctx->n_used(il, 0, inp->n_tokens);
+    const size_t   stride = size_t(inp->view->n_capacity(il, 0));
+    const int32_t  n_used = inp->view->n_used(il, 0, inp->n_tokens);
 
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     ggml_tensor * k =
@@ -261,7 +259,7 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_in
     ggml_context * ctx     = graph.ctx0;
     const int64_t  n_group = t.n_head / t.n_head_kv;
     const int64_t  n_span  = inp->n_span(il, ih);
-    const int32_t  n_used  = inp->ra_mctx->n_used(il, ih, inp->n_tokens);
+    const int32_t  n_used  = inp->view->n_used(il, ih, inp->n_tokens);
 
     ggml_tensor * q_h = ggml_view_3d(ctx, q, q->ne[0], n_group, q->ne[2], q->nb[1], q->nb[2],
                                      size_t(ih * n_group) * q->nb[1]);
@@ -283,9 +281,8 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_inp
                                   ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur,
                                   ggml_tensor * sinks, float kq_scale, int il) {
     ra_graph_input * inp = static_cast<ra_graph_input *>(inp_kv);
-    ra_memory *      mem = inp->ra_mctx->memory();
-    const ra_layer & l   = mem->state()->layers[il];
-    ra_tensors &     t   = mem->tensors[il];
+    const ra_layer & l   = inp->view->cache().layers[il];
+    ra_tensors &     t   = inp->view->tensors(il);
     t.kq_scale           = kq_scale;
 
     ggml_tensor * rows = inp->rows_of(graph.ctx0, il);
@@ -298,7 +295,7 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_inp
         return ra_attend_even(graph, inp, t, l, q_cur, sinks, kq_scale, il);
     }
     if (inp->ways[il] == RA_ATTEND_BY_LAYER && sinks == nullptr) {
-        return ra_attend_layer(graph, inp, t, q_cur, kq_scale, il);
+        return inp->by_layer.attend(graph, t, q_cur, kq_scale, il);
     }
     std::vector<ggml_tensor *> parts;
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {

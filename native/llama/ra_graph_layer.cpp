@@ -25,8 +25,7 @@
 //     expanded to f16, n_head_kv windows of them.
 //   - Sinks are numbered by ne[2] alone, here the head within its group: a layer with sinks cannot
 //     be attended this way.
-#include "llama-context.h"
-#include "ra_graph.h"
+#include "ra_graph_layer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -42,10 +41,10 @@ static bool ra_layer_op_pays(ggml_backend_dev_t dev) {
     return false;
 }
 
-bool ra_attends_by_layer(const ra_memory & mem, int32_t il) {
-    const ra_attention attention = mem.state()->settings.attention;
+bool ra_attends_by_layer(const ra_cache & cache, const ra_tensors & t) {
+    const ra_attention attention = cache.settings.attention;
     if (attention == RA_ATTENTION_AUTO) {
-        const ggml_backend_buffer_t buf = mem.tensors[il].k->buffer;
+        const ggml_backend_buffer_t buf = t.k->buffer;
         return ra_layer_op_pays(ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buf)));
     }
     return attention == RA_ATTENTION_LAYER;
@@ -83,24 +82,25 @@ static ra_windows ra_fit_windows(const std::vector<int64_t> & begin,
     return w;
 }
 
-void ra_graph_input::add_windows(const llm_graph_context & graph) {
-    const ra_cache * c        = ra_mctx->memory()->state();
+void ra_layer_attention::init(const llm_graph_context & graph, const ra_view & view,
+                              const std::vector<bool> & is_taken, int32_t n_ahead) {
+    const ra_cache & c        = view.cache();
     size_t           n_values = 0;
     int64_t          widest   = 0;
-    windows.resize(c->n_layer);
-    for (int32_t il = 0; il < c->n_layer; ++il) {
-        if (ways[il] != RA_ATTEND_BY_LAYER) {
+    windows.resize(c.n_layer);
+    for (int32_t il = 0; il < c.n_layer; ++il) {
+        if (!is_taken[il]) {
             continue;
         }
-        const ra_layer & l = c->layers[il];
+        const ra_layer & l = c.layers[il];
         ra_windows &     w = windows[il];
-        if (ra_mctx->worst_case()) {
+        if (view.worst_case()) {
             w.n_rows = l.n_slots; // no windows are wider
         } else {
             std::vector<int64_t> begin, end;
             for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
                 begin.push_back(l.offset[ih]);
-                end.push_back(int64_t(l.offset[ih]) + n_span(il, ih));
+                end.push_back(int64_t(l.offset[ih]) + view.n_span(il, ih, 1, n_ahead));
             }
             w = ra_fit_windows(begin, end, l.n_slots);
         }
@@ -116,21 +116,21 @@ void ra_graph_input::add_windows(const llm_graph_context & graph) {
     }
 }
 
-void ra_graph_input::set_windows() {
+void ra_layer_attention::set_input(const ra_view & view) {
     if (masks_in == nullptr || masks_in->buffer == nullptr) {
         return;
     }
     GGML_ASSERT(ggml_backend_buffer_is_host(masks_in->buffer));
-    const ra_cache *  c    = ra_mctx->memory()->state();
+    const ra_cache &  c    = view.cache();
     ggml_fp16_t *     data = (ggml_fp16_t *) masks_in->data;
     const ggml_fp16_t zero = ggml_fp32_to_fp16(0.0f);
     std::fill(data, data + masks_in->ne[0], ggml_fp32_to_fp16(-INFINITY));
-    for (int32_t il = 0; il < c->n_layer; ++il) {
+    for (int32_t il = 0; il < c.n_layer; ++il) {
         const ra_windows & w = windows[il];
-        const ra_layer &   l = c->layers[il];
+        const ra_layer &   l = c.layers[il];
         for (int32_t ih = 0; ih < l.n_head_kv && w.n_rows > 0; ++ih) {
             // the token at hand included
-            const int64_t n_visible = ra_mctx->n_used(il, ih, n_tokens) + n_tokens;
+            const int64_t n_visible = view.n_used(il, ih, 1) + 1;
             const int64_t begin     = l.offset[ih] - ih * w.stride;
             GGML_ASSERT(begin >= 0 && begin + n_visible <= w.n_rows);
             std::fill_n(data + w.mask_at + ih * w.n_rows + begin, n_visible, zero);
@@ -139,14 +139,14 @@ void ra_graph_input::set_windows() {
 }
 
 // masks [n_rows, 1, 1, n_head_kv] of layer il
-ggml_tensor * ra_graph_input::windows_mask(const llm_graph_context & graph, int32_t il) {
+ggml_tensor * ra_layer_attention::mask_of(const llm_graph_context & graph, int32_t il,
+                                          int32_t n_head_kv) {
     if (masks_on == nullptr) {
         // inputs are made in host memory: one copy to the device, not one per layer and step
         masks_on = ggml_cont(graph.ctx0, masks_in);
     }
-    const ra_windows & w         = windows[il];
-    const int64_t      n_head_kv = ra_mctx->memory()->state()->layers[il].n_head_kv;
-    const size_t       row       = size_t(w.n_rows) * sizeof(ggml_fp16_t);
+    const ra_windows & w   = windows[il];
+    const size_t       row = size_t(w.n_rows) * sizeof(ggml_fp16_t);
     return ggml_view_4d(graph.ctx0, masks_on, w.n_rows, 1, 1, n_head_kv, row, row, row,
                         w.mask_at * sizeof(ggml_fp16_t));
 }
@@ -165,11 +165,11 @@ static ggml_tensor * ra_view_windows(ggml_context * ctx, ggml_tensor * pool, con
     return view;
 }
 
-ggml_tensor * ra_attend_layer(const llm_graph_context & graph, ra_graph_input * inp,
-                              const ra_tensors & t, ggml_tensor * q, float kq_scale, int il) {
+ggml_tensor * ra_layer_attention::attend(const llm_graph_context & graph, const ra_tensors & t,
+                                         ggml_tensor * q, float kq_scale, int il) {
     ggml_context *     ctx     = graph.ctx0;
     const int64_t      n_group = t.n_head / t.n_head_kv;
-    const ra_windows & w       = inp->windows[il];
+    const ra_windows & w       = windows[il];
 
     // [head_dim_k, 1, n_group, n_head_kv]
     q = ggml_view_4d(ctx, q, q->ne[0], 1, n_group, t.n_head_kv, q->nb[2], q->nb[1],
@@ -178,7 +178,7 @@ ggml_tensor * ra_attend_layer(const llm_graph_context & graph, ra_graph_input * 
     ggml_tensor * k   = ra_view_windows(ctx, t.k, w, t.n_head_kv);
     ggml_tensor * v   = ra_view_windows(ctx, t.v, w, t.n_head_kv);
     ggml_tensor * cur = ggml_flash_attn_ext(
-        ctx, q, k, v, inp->windows_mask(graph, il), kq_scale, 0.0f,
+        ctx, q, k, v, mask_of(graph, il, t.n_head_kv), kq_scale, 0.0f,
         graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f);
     graph.res->add_fused_node({ LLM_FUSED_OP_FLASH_ATTN, cur, il });
     ggml_prec_set_acc(cur, GGML_PREC_F32);

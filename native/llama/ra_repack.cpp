@@ -17,22 +17,24 @@ static void ra_move_rows(uint8_t * data, size_t row, int32_t dst, int32_t src, i
     memmove(data + size_t(dst) * row, data + size_t(src) * row, size_t(n) * row);
 }
 
-ra_repacker::ra_repacker(const ra_memory & mem, ggml_backend_sched_t sched,
-                         std::vector<size_t> & measured)
-    : mem(mem), sched(sched) {
-    for (const ra_tensors & t : mem.tensors) {
+ra_repacker::ra_repacker(const ra_cache & cache, const std::vector<ra_tensors> & tensors,
+                         ra_scratch & scratch, bool gather_always)
+    : cache(cache), scratch(scratch) {
+    for (const ra_tensors & t : tensors) {
         pools.push_back({ t.k, IN_PLACE, &staging_k });
         pools.push_back({ t.v, IN_PLACE, &staging_v });
     }
     for (pool & p : pools) {
-        p.how = p.rows != nullptr ? way_of(p.rows) : IN_PLACE;
+        p.how = p.rows != nullptr ? way_of(p.rows, gather_always) : IN_PLACE;
         if (p.how == STAGED) {
             p.staging->resize(std::max(p.staging->size(), ggml_nbytes(p.rows)));
         }
     }
-    for (int32_t il = 0; il < mem.state()->n_layer; ++il) {
+    for (int32_t il = 0; il < cache.n_layer; ++il) {
         if (pools[2 * il].how == GATHERED || pools[2 * il + 1].how == GATHERED) {
-            reserve(il, measured);
+            src_of.resize(size_t(cache.n_slots_max));
+            build(il);
+            scratch.reserve(gf, "moving rows");
         }
     }
     ctx.reset();
@@ -47,7 +49,7 @@ int64_t ra_repacker::bytes() const {
 // graphs
 // ---------------------------------------------------------------------------------------------
 
-// the pool as 32-bit words [row bytes / 4, n_slots]: a view, retyped by hand
+// the pool as 32-bit words [row bytes / 4, n_slots]: a view, retyped by hand, as ggml has no such view
 ggml_tensor * ra_repacker::words_of(ggml_tensor * rows) {
     ggml_tensor * t = ggml_view_2d(ctx.get(), rows, rows->ne[0], rows->ne[1], rows->nb[1], 0);
     t->type         = GGML_TYPE_I32;
@@ -71,8 +73,8 @@ void ra_repacker::add_gather(ggml_tensor * rows) {
 }
 
 // how a pool is packed; STAGED also where its backend lacks an operation
-ra_repacker::way ra_repacker::way_of(ggml_tensor * rows) {
-    if (ggml_backend_buffer_is_host(rows->buffer) && !mem.gathers_always) {
+ra_repacker::way ra_repacker::way_of(ggml_tensor * rows, bool gather_always) {
+    if (ggml_backend_buffer_is_host(rows->buffer) && !gather_always) {
         return IN_PLACE;
     }
     if (rows->nb[1] % sizeof(int32_t) != 0) {
@@ -80,44 +82,16 @@ ra_repacker::way ra_repacker::way_of(ggml_tensor * rows) {
     }
     new_graph((int32_t) rows->ne[1]);
     add_gather(rows);
-    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
-        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
-        bool can = ggml_backend_supports_buft(backend, ggml_backend_buffer_get_type(rows->buffer));
-        for (int n = 0; n < ggml_graph_n_nodes(gf) && can; ++n) {
-            can = ggml_backend_supports_op(backend, ggml_graph_node(gf, n));
-        }
-        if (can) {
-            return GATHERED;
-        }
-    }
-    return STAGED;
+    return scratch.can_run(gf, rows->buffer) ? GATHERED : STAGED;
 }
 
-// builds the graph of a layer, with the scratch that it takes
+// builds the graph of a layer
 void ra_repacker::build(int32_t il) {
-    new_graph(mem.state()->layers[il].n_slots);
+    new_graph(cache.layers[il].n_slots);
     for (int i = 2 * il; i < 2 * il + 2; ++i) {
         if (pools[i].how == GATHERED) {
             add_gather(pools[i].rows);
         }
-    }
-    ggml_backend_sched_reset(sched);
-}
-
-// layer by layer: the scheduler keeps the largest
-void ra_repacker::reserve(int32_t il, std::vector<size_t> & measured) {
-    src_of.resize(size_t(mem.state()->n_slots_max));
-    build(il);
-    if (measured.empty()) {
-        if (!ggml_backend_sched_reserve(sched, gf)) {
-            throw std::runtime_error("failed to reserve the buffers for moving rows");
-        }
-        return;
-    }
-    std::vector<size_t> sizes(measured.size());
-    ggml_backend_sched_reserve_size(sched, gf, sizes.data());
-    for (size_t i = 0; i < sizes.size(); ++i) {
-        measured[i] = std::max(measured[i], sizes[i]);
     }
 }
 
@@ -161,12 +135,9 @@ ra_status ra_repacker::end(int32_t il) {
         return RA_STATUS_OK;
     }
     build(il);
-    for (int i = 0; mem.watch != nullptr && i < ggml_graph_n_nodes(gf); ++i) {
-        mem.watch(mem.watch_user, ggml_graph_node(gf, i));
-    }
-    if (ggml_backend_sched_alloc_graph(sched, gf)) {
+    if (scratch.alloc(gf)) {
         ggml_backend_tensor_set(order, src_of.data(), 0, ggml_nbytes(order));
-        if (ggml_backend_sched_graph_compute(sched, gf) == GGML_STATUS_SUCCESS) {
+        if (scratch.compute(gf) == GGML_STATUS_SUCCESS) {
             return RA_STATUS_OK;
         }
     }

@@ -1,170 +1,211 @@
 // ra_scorer.cpp - see ra_scorer.h
-//
-// A graph works on the whole pool of a layer where the cost is linear (one cast, one normalisation),
-// and per head where it is not. Everything in it is marked as an output: nothing is placed into memory
-// that something else has left, so its size is the plain sum that reserve() plans with.
 #include "ra_scorer.h"
 
-#include <algorithm>
-
-// of each tensor, so that a sum of sizes holds on every backend
-static constexpr size_t RA_SCORE_ALIGN = 256;
-
-// ---------------------------------------------------------------------------------------------
-// sizes
-// ---------------------------------------------------------------------------------------------
-
-// rows gathered for a product, and their indices
-static size_t ra_again_bytes(int64_t dim, int64_t n_rows) {
-    return GGML_PAD(size_t(dim * n_rows) * sizeof(float), RA_SCORE_ALIGN) +
-           GGML_PAD(size_t(n_rows) * sizeof(int32_t), RA_SCORE_ALIGN);
-}
-
-// results of one product of a layer, at most
-size_t ra_scorer::most_job_bytes(int32_t il, uint32_t needs) const {
-    const ra_cache * c     = mem.state();
-    const int64_t    n_kv  = ra_cache_longest_head(c, il);
-    const int64_t    n_pad = ra_score_pad(n_kv);
-    int64_t          n     = 0;
-    if (needs & RA_FEATURE_ATTN_LOGITS) {
-        n = n_pad * c->n_ring * (mem.tensors[il].n_head / mem.tensors[il].n_head_kv);
-    }
-    size_t n_again = 0;
-    if (needs & RA_FEATURE_KEY_SIM) {
-        const int64_t n_rows = ra_score_block_rows(n_kv);
-        n                    = std::max(n, n_rows * n_pad);
-        n_again              = ra_again_bytes(mem.tensors[il].k->ne[0], n_rows);
-    }
-    return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN) + n_again;
-}
-
-size_t ra_scorer::job_bytes(int32_t il, const job & j) const {
-    const ra_tensors & t       = mem.tensors[il];
-    int64_t            n       = 0;
-    size_t             n_again = 0;
-    if (j.kind == JOB_LOGITS) {
-        n = ra_score_pad(j.n_kv) * mem.state()->n_ring * (t.n_head / t.n_head_kv);
-    } else if (j.kind == JOB_COSINES || j.kind == JOB_COSINES_AGAIN) {
-        n       = ra_score_pad(j.n_kv) * j.n_rows;
-        n_again = j.kind == JOB_COSINES_AGAIN ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;
-    }
-    return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN) + n_again;
-}
-
-ra_scorer::ra_scorer(const ra_memory & mem, ggml_backend_sched_t context_sched, bool measure)
-    : mem(mem) {
-    std::vector<ggml_backend_t> backends;
-    for (int i = 0; i < ggml_backend_sched_get_n_backends(context_sched); ++i) {
-        backends.push_back(ggml_backend_sched_get_backend(context_sched, i));
-    }
-    sched.reset(ggml_backend_sched_new(backends.data(), nullptr, (int) backends.size(),
-                                       RA_SCORE_MAX_NODES, false, false));
-    if (!sched) {
-        throw std::runtime_error("failed to create the scheduler for scores");
-    }
-    measured.resize(measure ? backends.size() : 0);
-    meta.resize(ggml_tensor_overhead() * RA_SCORE_MAX_NODES +
-                ggml_graph_overhead_custom(RA_SCORE_MAX_NODES, false));
-    const uint32_t needs = ra_cache_needs(mem.state());
+ra_scorer::ra_scorer(const ra_cache & cache, const std::vector<ra_tensors> & tensors,
+                     ra_scratch & scratch)
+    : cache(cache), tensors(tensors), scratch(scratch), graph(cache, tensors) {
+    const uint32_t needs = ra_cache_needs(&cache);
     if (needs != 0) {
-        reserve(needs, measure);
+        reserve(needs);
     }
-    repack = std::make_unique<ra_repacker>(mem, sched.get(), measured);
 }
 
-// host arrays, and on each device the largest layer with as many results as one graph may have
-void ra_scorer::reserve(uint32_t needs, bool measure) {
-    const ra_cache * c         = mem.state();
-    const bool       needs_cos = needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS);
-    size_t           n_logits  = 0;
-    size_t           dim       = 0;
-    size_t           most      = 0; // results of a layer with its segments full
-    bool             is_host   = true;
-
-    std::map<ggml_backend_buffer_type_t, int32_t> largest;
-    for (int32_t il = 0; il < c->n_layer; ++il) {
-        const ra_layer &   l = c->layers[il];
-        const ra_tensors & t = mem.tensors[il];
+// host arrays, and on each device what the largest graph takes
+void ra_scorer::reserve(uint32_t needs) {
+    const bool needs_cos = needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS);
+    size_t     n_logits  = 0;
+    size_t     dim       = 0;
+    bool       is_host   = true;
+    for (int32_t il = 0; il < cache.n_layer; ++il) {
+        const ra_layer &   l = cache.layers[il];
+        const ra_tensors & t = tensors[il];
         if (l.n_head_kv == 0) {
             continue;
         }
-        n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * c->n_ring * l.n_slots);
+        n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * cache.n_ring * l.n_slots);
         dim      = std::max(dim, size_t(t.k->ne[0]));
         is_host  = is_host && ggml_backend_buffer_is_host(t.k->buffer);
-        max_out  = std::max(max_out, most_job_bytes(il, needs));
-
-        std::vector<int32_t> full(l.budget, l.budget + l.n_head_kv);
-        for (int32_t & n : full) {
-            n += c->settings.cfg.buffer;
-        }
-        list_jobs(full.data(), l.budget, l.n_head_kv, needs);
-        size_t n_bytes = 0;
-        for (const job & j : jobs) {
-            n_bytes += job_bytes(il, j);
-        }
-        most = std::max(most, n_bytes);
-
-        const auto [it, is_new] = largest.emplace(ggml_backend_buffer_get_type(t.k->buffer), il);
-        if (!is_new && ggml_nelements(t.k) > ggml_nelements(mem.tensors[it->second].k)) {
-            it->second = il;
-        }
     }
-    max_out = std::max(max_out, std::min(most, size_t(RA_SCORE_VALUES) * sizeof(float)));
+    scratch.reserve(graph.build_largest(needs), "scores");
 
     logits.resize(needs & RA_FEATURE_ATTN_LOGITS ? n_logits : 0);
-    key_sim.resize(needs & RA_FEATURE_KEY_SIM ? c->n_slots_max : 0);
-    key_cos.resize(needs & RA_FEATURE_KEY_COS ? c->n_slots_max : 0);
-    value_norm.resize(needs & RA_FEATURE_VALUE_NORM ? c->n_slots_max : 0);
+    key_sim.resize(needs & RA_FEATURE_KEY_SIM ? cache.n_slots_max : 0);
+    key_cos.resize(needs & RA_FEATURE_KEY_COS ? cache.n_slots_max : 0);
+    value_norm.resize(needs & RA_FEATURE_VALUE_NORM ? cache.n_slots_max : 0);
     newer.resize(key_sim.size());
     older.resize(key_sim.size());
     again.resize(key_sim.size());
     dim_sum.resize(needs_cos ? dim : 0);
     if (!is_host) {
-        staging.resize(std::max(max_out / sizeof(float), size_t(c->n_slots_max) * dim));
-    }
-
-    ggml_cgraph * gf = new_graph();
-    for (const auto & [_, il] : largest) {
-        shared s;
-        if (needs & RA_FEATURE_ATTN_LOGITS) {
-            ggml_build_forward_expand(gf, queries_of(il, s));
-        }
-        if (needs & RA_FEATURE_VALUE_NORM) {
-            ggml_build_forward_expand(gf, value_norms_of(il, s));
-        }
-        if (needs & (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS)) {
-            ggml_build_forward_expand(gf, keys_of(il, s));
-        }
-        if (max_out > 0) {
-            ggml_tensor * one = ggml_view_1d(ctx.get(), keys_of(il, s), 1, 0);
-            ggml_tensor * out =
-                ggml_repeat_4d(ctx.get(), one, int64_t(max_out / sizeof(float)), 1, 1, 1);
-            ggml_set_output(out);
-            ggml_build_forward_expand(gf, out);
-        }
-    }
-    ggml_backend_sched_reset(sched.get());
-    if (measure) {
-        ggml_backend_sched_reserve_size(sched.get(), gf, measured.data());
-    } else if (!ggml_backend_sched_reserve(sched.get(), gf)) {
-        throw std::runtime_error("failed to reserve the buffers for scores");
+        staging.resize(std::max(graph.max_out() / sizeof(float), size_t(cache.n_slots_max) * dim));
     }
 }
 
 int64_t ra_scorer::bytes() const {
-    int64_t n = repack->bytes() + (int64_t) meta.capacity();
+    int64_t n = graph.bytes();
     for (const auto * values : { &newer, &older, &again }) {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
     for (const auto * values : { &logits, &key_sim, &key_cos, &value_norm, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
-    for (const size_t size : measured) {
-        n += (int64_t) size;
-    }
-    for (int i = 0; measured.empty() && i < ggml_backend_sched_get_n_backends(sched.get()); ++i) {
-        n += (int64_t) ggml_backend_sched_get_buffer_size(
-            sched.get(), ggml_backend_sched_get_backend(sched.get(), i));
-    }
     return n;
+}
+
+// ---------------------------------------------------------------------------------------------
+// computing a layer
+// ---------------------------------------------------------------------------------------------
+
+// compares tokens of head ih again, if that is needed; false: it is not
+bool ra_scorer::list_jobs_again(int32_t il, int32_t ih) {
+    const int32_t n_kv = cache.layers[il].used[ih];
+    const size_t  at   = tokens_at[ih];
+    const int32_t n =
+        ra_alike_list_unknown(n_old[ih], newer.data() + at, older.data() + at, again.data() + at);
+    const int32_t n_block = (int32_t) ra_score_block_rows(n_kv);
+    for (int32_t i = 0; i < n; i += n_block) {
+        jobs_next.push_back({ RA_JOB_COSINES_AGAIN, ih, n_old[ih], i, std::min(n_block, n - i) });
+    }
+    if (n > 0) {
+        jobs_next.push_back({ RA_JOB_COS_SUMS, ih, n_kv, 0, 0 });
+    }
+    return n > 0;
+}
+
+ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const int32_t * queries) {
+    n_obs                    = n_queries;
+    obs_pos                  = queries;
+    const ra_layer & l       = cache.layers[il];
+    const size_t     n_query = size_t(tensors[il].n_head / l.n_head_kv) * size_t(n_obs);
+    logits_at.assign(l.n_head_kv, 0);
+    tokens_at.assign(l.n_head_kv, 0);
+    for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
+        logits_at[ih] = logits_at[ih - 1] + n_query * size_t(l.used[ih - 1]);
+        tokens_at[ih] = tokens_at[ih - 1] + size_t(l.used[ih - 1]);
+    }
+    n_old.assign(l.n_head_kv, 0);
+    for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_FEATURE_KEY_SIM); ++ih) {
+        n_old[ih] =
+            ra_alike_begin(l.used[ih], l.pos + l.offset[ih], l.n_pos_scored, l.alike + l.offset[ih],
+                           newer.data() + tokens_at[ih], older.data() + tokens_at[ih]);
+    }
+    ra_list_jobs(jobs, l.used, n_old.data(), l.n_head_kv, needs);
+    ra_status st = RA_STATUS_OK;
+    while (!jobs.empty() && st == RA_STATUS_OK) {
+        jobs_next.clear();
+        st = run_jobs(il);
+        jobs.swap(jobs_next);
+    }
+    return st;
+}
+
+ra_status ra_scorer::run_jobs(int32_t il) {
+    for (size_t begin = 0; begin < jobs.size();) {
+        ggml_cgraph * gf  = nullptr;
+        const size_t  end = graph.build(il, jobs, begin, &gf);
+        if (!scratch.alloc(gf)) {
+            return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring layer %d", il);
+        }
+        for (size_t i = begin; i < end; ++i) {
+            if (jobs[i].index != nullptr) {
+                const int32_t * rows = again.data() + tokens_at[jobs[i].ih] + jobs[i].row0;
+                ggml_backend_tensor_set(jobs[i].index, rows, 0, ggml_nbytes(jobs[i].index));
+            }
+        }
+        const ggml_status st = scratch.compute(gf);
+        if (st != GGML_STATUS_SUCCESS) {
+            return ra_error(RA_STATUS_COMPUTE, "scoring layer %d %s", il,
+                            st == GGML_STATUS_ABORTED ? "was aborted" : "failed");
+        }
+        for (size_t i = begin; i < end; ++i) {
+            read(il, jobs[i]);
+        }
+        begin = end;
+    }
+    return RA_STATUS_OK;
+}
+
+// ---------------------------------------------------------------------------------------------
+// results
+// ---------------------------------------------------------------------------------------------
+
+const float * ra_scorer::fetch(const ggml_tensor * t, int64_t begin, int64_t n) {
+    if (ggml_backend_buffer_is_host(t->buffer)) {
+        return (const float *) t->data + begin;
+    }
+    staging.resize(std::max(staging.size(), size_t(n)));
+    ggml_backend_tensor_get(t, staging.data(), size_t(begin) * sizeof(float),
+                            size_t(n) * sizeof(float));
+    return staging.data();
+}
+
+// of the queries in the ring, those that the compression uses
+void ra_scorer::read_logits(int32_t il, const ra_job & j) {
+    const int32_t n_group = tensors[il].n_head / tensors[il].n_head_kv;
+    const float   scale   = tensors[il].kq_scale;
+    const float * src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
+    float *       dst     = logits.data() + logits_at[j.ih];
+    for (int32_t o = 0; o < n_obs; ++o) {
+        const int64_t slot = obs_pos[o] % cache.n_ring;
+        for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
+            const float * row = src + (slot * n_group + g) * j.stride;
+            std::transform(row, row + j.n_kv, dst, [=](float x) { return scale * x; });
+        }
+    }
+}
+
+void ra_scorer::read_cos_sums(int32_t il, const ra_job & j) {
+    const int32_t dim  = (int32_t) tensors[il].k->ne[0];
+    const float * unit = fetch(j.out, j.skip, int64_t(j.n_kv) * dim);
+    const size_t  at   = tokens_at[j.ih];
+    float *       sums = (key_cos.empty() ? key_sim : key_cos).data() + at;
+    ra_key_cos_sums(j.n_kv, dim, unit, dim_sum.data(), sums);
+    // in the end: the newest look-alike of every token must be known
+    if (!key_sim.empty() && !list_jobs_again(il, j.ih)) {
+        const ra_layer & l   = cache.layers[il];
+        float *          acc = key_sim.data() + at;
+        std::copy_n(sums, sums == acc ? 0 : j.n_kv, acc);
+        ra_alike_finish(j.n_kv, dim, unit, l.pos + l.offset[j.ih], newer.data() + at,
+                        older.data() + at, acc, l.alike + l.offset[j.ih]);
+    }
+    if (!key_cos.empty()) {
+        std::for_each(sums, sums + j.n_kv, [&](float & sum) { sum /= float(j.n_kv); });
+    }
+}
+
+void ra_scorer::read_cosines(const ra_job & j) {
+    const float * rows      = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
+    const size_t  at        = tokens_at[j.ih];
+    const float   threshold = cache.settings.cfg.sim_threshold;
+    if (j.kind == RA_JOB_COSINES) {
+        ra_alike_compare_new(n_old[j.ih], j.row0, j.n_rows, rows, (int32_t) j.stride, threshold,
+                             newer.data() + at, older.data() + at);
+        return;
+    }
+    for (int32_t r = 0; r < j.n_rows; ++r) {
+        ra_alike_compare_again(j.n_kv, again[at + size_t(j.row0 + r)], rows + r * j.stride,
+                               threshold, newer.data() + at, older.data() + at);
+    }
+}
+
+void ra_scorer::read(int32_t il, const ra_job & j) {
+    switch (j.kind) {
+        case RA_JOB_LOGITS: return read_logits(il, j);
+        case RA_JOB_COS_SUMS: return read_cos_sums(il, j);
+        case RA_JOB_COSINES:
+        case RA_JOB_COSINES_AGAIN: return read_cosines(j);
+        case RA_JOB_VALUE_NORMS: {
+            std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + tokens_at[j.ih]);
+            break;
+        }
+    }
+}
+
+void ra_scorer::features(ra_features * f) const {
+    f->n_group      = tensors[f->il].n_head / tensors[f->il].n_head_kv;
+    const size_t at = tokens_at[f->ih];
+    f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];
+    f->key_sim      = key_sim.empty() ? nullptr : key_sim.data() + at;
+    f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;
+    f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;
 }

@@ -1,14 +1,10 @@
-// ra_state.cpp - saving and restoring a budgeted cache
+// ra_state.cpp - see ra_state.h
 //
 // Layout: header (shape and settings that must match), counters, then per layer and head the budget
 // in force, the positions, and the rows of K and V as they are; last the window's queries. Everything
 // read is checked before it is used: state files are untrusted.
-#include "ra_memory.h"
+#include "ra_state.h"
 
-#include "llama-impl.h"
-#include "llama-io.h"
-
-#include <algorithm>
 #include <cstring>
 
 static constexpr uint32_t RA_STATE_MAGIC   = 0x56534152; // "RASV"
@@ -58,13 +54,13 @@ template <typename T> static T ra_read(llama_io_read_i & io) {
 
 [[noreturn]] static void ra_state_throw(const char * what) {
     ra_error(RA_STATUS_INVALID, "the saved state cannot be loaded: %s", what);
-    throw std::runtime_error(std::string("ReasonAlloc: ") + ra_last_error());
+    ra_throw_last();
 }
 
-static ra_state_header ra_header_of(const ra_memory & mem) {
-    const ra_cache * c = mem.state();
-    return { RA_STATE_MAGIC, RA_STATE_VERSION,         c->n_layer,  c->settings.cfg.buffer,
-             c->n_ring,      mem.needs_window ? 1 : 0, mem.rot_k.n, mem.rot_v.n };
+static ra_state_header ra_header_of(const ra_storage & store) {
+    const ra_cache * c = store.cache.get();
+    return { RA_STATE_MAGIC, RA_STATE_VERSION,           c->n_layer,    c->settings.cfg.buffer,
+             c->n_ring,      store.needs_window ? 1 : 0, store.rot_k.n, store.rot_v.n };
 }
 
 static ra_state_layer ra_layer_of(const ra_layer & l, const ra_tensors & t) {
@@ -75,7 +71,7 @@ static ra_state_layer ra_layer_of(const ra_layer & l, const ra_tensors & t) {
              (int64_t) t.k->nb[1], (int64_t) t.v->nb[1] };
 }
 
-static void ra_check_seq(llama_seq_id seq_id, llama_state_seq_flags flags) {
+void ra_state_check(llama_seq_id seq_id, llama_state_seq_flags flags) {
     if (seq_id > 0) {
         ra_state_throw("a budgeted cache holds one sequence (id 0)");
     }
@@ -84,16 +80,14 @@ static void ra_check_seq(llama_seq_id seq_id, llama_state_seq_flags flags) {
     }
 }
 
-void ra_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id,
-                            llama_state_seq_flags flags) const {
-    ra_check_seq(seq_id, flags);
-    const ra_cache * c = cache.get();
-    ra_write(io, ra_header_of(*this));
+void ra_state_write(llama_io_write_i & io, const ra_storage & store) {
+    const ra_cache * c = store.cache.get();
+    ra_write(io, ra_header_of(store));
     ra_write(io, ra_state_counters{ c->n_pos, c->n_protect, c->peak_tokens, c->min_evicted,
                                     c->n_compressions, c->n_evicted });
     for (int32_t il = 0; il < c->n_layer; ++il) {
         const ra_layer & l = c->layers[il];
-        ra_write(io, ra_layer_of(l, tensors[il]));
+        ra_write(io, ra_layer_of(l, store.tensors[il]));
         ra_write(io, l.n_pos_scored);
         for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
             ra_write(io, l.budget[ih]);
@@ -105,7 +99,7 @@ void ra_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id,
     }
     for (int32_t il = 0; il < c->n_layer; ++il) {
         const ra_layer &   l = c->layers[il];
-        const ra_tensors & t = tensors[il];
+        const ra_tensors & t = store.tensors[il];
         for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
             for (ggml_tensor * pool : { t.k, t.v }) {
                 if (l.used[ih] > 0) {
@@ -115,9 +109,9 @@ void ra_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id,
             }
         }
     }
-    if (needs_window) {
+    if (store.needs_window) {
         io.write(c->window_pos, size_t(c->n_ring) * sizeof(int32_t));
-        for (const ra_tensors & t : tensors) {
+        for (const ra_tensors & t : store.tensors) {
             if (t.q != nullptr) {
                 io.write_tensor(t.q, 0, ggml_nbytes(t.q));
             }
@@ -157,9 +151,9 @@ static void ra_read_head(llama_io_read_i & io, ra_cache * c, ra_layer & l, int32
     *offset         = end;
 }
 
-static void ra_read_bookkeeping(llama_io_read_i & io, const ra_memory & mem, ra_cache * c,
-                                uint32_t n_ctx) {
-    const ra_state_header want = ra_header_of(mem);
+static void ra_read_bookkeeping(llama_io_read_i & io, const ra_storage & store, uint32_t n_ctx) {
+    ra_cache *            c    = store.cache.get();
+    const ra_state_header want = ra_header_of(store);
     const ra_state_header got  = ra_read<ra_state_header>(io);
     if (memcmp(&want, &got, sizeof(want)) != 0) {
         ra_state_throw(
@@ -174,7 +168,7 @@ static void ra_read_bookkeeping(llama_io_read_i & io, const ra_memory & mem, ra_
     }
     for (int32_t il = 0; il < c->n_layer; ++il) {
         ra_layer &           l          = c->layers[il];
-        const ra_state_layer want_layer = ra_layer_of(l, mem.tensors[il]);
+        const ra_state_layer want_layer = ra_layer_of(l, store.tensors[il]);
         const ra_state_layer got_layer  = ra_read<ra_state_layer>(io);
         if (memcmp(&want_layer, &got_layer, sizeof(want_layer)) != 0) {
             ra_state_throw("a layer has another shape, cache type or budget");
@@ -195,16 +189,14 @@ static void ra_read_bookkeeping(llama_io_read_i & io, const ra_memory & mem, ra_
     c->n_evicted      = n.n_evicted;
 }
 
-void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    ra_check_seq(seq_id, flags);
-    ra_cache *    c         = cache.get();
+void ra_state_read(llama_io_read_i & io, ra_storage & store, uint32_t n_ctx) {
+    ra_cache *    c         = store.cache.get();
     const int32_t n_protect = c->n_protect;
-    clear(false);
     try {
-        ra_read_bookkeeping(io, *this, c, n_ctx);
+        ra_read_bookkeeping(io, store, n_ctx);
         for (int32_t il = 0; il < c->n_layer; ++il) {
             const ra_layer &   l = c->layers[il];
-            const ra_tensors & t = tensors[il];
+            const ra_tensors & t = store.tensors[il];
             for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
                 for (ggml_tensor * pool : { t.k, t.v }) {
                     if (l.used[ih] > 0) {
@@ -214,7 +206,7 @@ void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_stat
                 }
             }
         }
-        if (needs_window) {
+        if (store.needs_window) {
             io.read(c->window_pos, size_t(c->n_ring) * sizeof(int32_t));
             for (int32_t slot = 0; slot < c->n_ring; ++slot) {
                 const int32_t pos = c->window_pos[slot];
@@ -222,7 +214,7 @@ void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_stat
                     ra_state_throw("its observation window is damaged");
                 }
             }
-            for (const ra_tensors & t : tensors) {
+            for (const ra_tensors & t : store.tensors) {
                 if (t.q != nullptr) {
                     io.read_tensor(t.q, 0, ggml_nbytes(t.q));
                 }
@@ -230,8 +222,8 @@ void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_stat
         }
     } catch (...) {
         c->n_protect = n_protect;
-        clear(true);
+        store.clear(true);
         throw;
     }
-    layout_changed();
+    store.layout_changed();
 }

@@ -1,0 +1,87 @@
+// ra_hooks.cpp - where the patched llama.cpp makes its cache: the configuration of the next context
+#include "llama-model.h"
+#include "ra_graph.h"
+#include "ra_llama.h"
+#include "ra_memory.h"
+#include "ra_support.h"
+
+namespace {
+struct ra_pending {
+    ra_settings settings{};
+    bool        is_set = false;
+
+    ~ra_pending() { reset(); }
+
+    void reset() {
+        ra_settings_free(&settings);
+        is_set = false;
+    }
+};
+} // namespace
+
+static thread_local ra_pending pending;
+
+ra_status ra_configure_next(const ra_config * cfg) {
+    pending.reset();
+    ra_error_clear(); // what is found there after a failed llama_init_from_model() is its own
+    if (cfg == nullptr) {
+        return RA_STATUS_OK;
+    }
+    const ra_status st = ra_settings_init(&pending.settings, cfg);
+    pending.is_set     = st == RA_STATUS_OK;
+    return st;
+}
+
+bool ra_memory_wanted(const llama_model & model, const llama_memory_params & params,
+                      const llama_cparams & cparams) {
+    if (!pending.is_set) {
+        return false;
+    }
+    ra_status st = ra_check_model(model, params.type_k, params.type_v);
+    if (st == RA_STATUS_OK && params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        st = ra_error(RA_STATUS_UNSUPPORTED, "a budget serves only the model's main context");
+    }
+    if (st == RA_STATUS_OK && cparams.n_seq_max != 1) {
+        st = ra_error(RA_STATUS_UNSUPPORTED, "a budgeted cache holds one sequence, n_seq_max is %u",
+                      cparams.n_seq_max);
+    }
+    if (st == RA_STATUS_OK && !cparams.causal_attn) {
+        st = ra_error(RA_STATUS_UNSUPPORTED, "a budgeted cache needs causal attention");
+    }
+    if (st == RA_STATUS_OK && !cparams.flash_attn && ggml_is_quantized(params.type_v)) {
+        st = ra_error(RA_STATUS_UNSUPPORTED,
+                      "a quantised V cache (%s) needs flash attention: turn it on or use f16",
+                      ggml_type_name(params.type_v));
+    }
+    if (st != RA_STATUS_OK) {
+        pending.reset();
+        ra_throw_last();
+    }
+    return true;
+}
+
+llama_memory_i * ra_memory_create(const llama_model & model, const llama_memory_params & params,
+                                  const llama_cparams & cparams) {
+    ra_settings settings = pending.settings;
+    pending.settings     = {};
+    pending.reset();
+    return new ra_memory(model, params, cparams, &settings);
+}
+
+llama_memory_i * ra_memory_require(const llama_model & model, llama_memory_i * mem) {
+    if (dynamic_cast<ra_memory *>(mem) == nullptr) {
+        delete mem;
+        pending.reset();
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "architecture '%s' is not supported with a budget: it does not keep one plain "
+                 "attention cache; run it without one",
+                 llm_arch_name(model.arch));
+        ra_throw_last();
+    }
+    return mem;
+}
+
+uint32_t ra_graph_extra_nodes(const llama_memory_i * mem) {
+    const ra_memory * m = dynamic_cast<const ra_memory *>(mem);
+    return m == nullptr ? 0 : ra_graph_count_nodes(m->state());
+}

@@ -1,0 +1,62 @@
+// ra_storage.h - what a budgeted cache holds: the bookkeeping, the tensors, and the memory under them
+#pragma once
+
+#include "cache.h"
+#include "ggml-cpp.h"
+#include "ra_tensors.h"
+
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+struct llama_memory_params;
+struct llama_model;
+
+// std::runtime_error with the thread's last error
+[[noreturn]] inline void ra_throw_last() {
+    throw std::runtime_error(std::string("ReasonAlloc: ") + ra_last_error());
+}
+
+struct ra_cache_deleter {
+    void operator()(ra_cache * c) const { ra_cache_free(c); }
+};
+
+class ra_storage {
+  public:
+    // throws std::runtime_error; settings is taken over
+    //   offload  each layer's tensors are on the device of the layer, else in host memory
+    ra_storage(const llama_model & model, const llama_memory_params & params, bool offload,
+               ra_settings * settings);
+
+    int64_t kv_bytes() const;
+    int64_t window_bytes() const;
+    int64_t row_bytes() const; // K and V rows of one token, all layers and heads
+
+    std::map<ggml_backend_buffer_type_t, size_t> breakdown() const;
+
+    // forgets all tokens; with `data` the tensors are zeroed, too
+    void clear(bool data);
+    void layout_changed();
+
+    std::unique_ptr<ra_cache, ra_cache_deleter> cache;
+
+    std::vector<ra_tensors> tensors;              // [n_layer]
+    uint64_t                layout       = 1;     // changes whenever rows move or segments change
+    int32_t                 n_since      = 0;     // tokens appended since `layout` changed
+    bool                    needs_window = false; // the policy wants attention logits
+    ra_rotation             rot_k;                // of Q and K
+    ra_rotation             rot_v;
+
+  private:
+    void add_layers(const llama_model & model, const llama_memory_params & params, bool offload);
+    void alloc_buffers();
+    void add_rotations(const llama_model & model, const llama_memory_params & params);
+
+    // one context of tensors, its buffer and the buffer's type, per device
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
+    std::vector<ggml_backend_buffer_type_t>                           bufts;
+
+    bool no_alloc; // sizes only
+};

@@ -1,0 +1,111 @@
+// ra_support.cpp - see ra_support.h
+#include "ra_support.h"
+
+#include "llama-model.h"
+
+// architectures whose cache or graph is more than one plain attention cache, although their
+// hyper-parameters do not show it
+static bool ra_arch_is_special(llm_arch arch) {
+    switch (arch) {
+        case LLM_ARCH_MINIMAX_M3:
+        case LLM_ARCH_GLM_DSA:
+        case LLM_ARCH_DEEPSEEK32:
+        case LLM_ARCH_DEEPSEEK4:
+        case LLM_ARCH_GLM5_NEXT:
+        case LLM_ARCH_HY_V4:
+        case LLM_ARCH_DOTS3NOTE:
+        case LLM_ARCH_DFLASH:
+        case LLM_ARCH_EAGLE3:
+        case LLM_ARCH_T5:
+        case LLM_ARCH_DREAM:
+        case LLM_ARCH_LLADA:
+        case LLM_ARCH_LLADA_MOE:
+        case LLM_ARCH_RND1: return true;
+        default: return false;
+    }
+}
+
+static const char * ra_unsupported_feature(const llama_model & model) {
+    const llama_hparams & hp = model.hparams;
+    if (llm_arch_is_recurrent(model.arch)) {
+        return "it is recurrent and has no attention cache";
+    }
+    if (llm_arch_is_hybrid(model.arch)) {
+        return "it mixes attention with recurrent layers";
+    }
+    if (hp.swa_type != LLAMA_SWA_TYPE_NONE) {
+        return "it uses sliding-window attention";
+    }
+    if (hp.is_mla()) {
+        return "it uses multi-head latent attention (MLA)";
+    }
+    if (!hp.causal_attn || llama_model_has_encoder(&model) || ra_arch_is_special(model.arch)) {
+        return "it does not keep one plain causal attention cache";
+    }
+    if (hp.use_alibi || hp.f_max_alibi_bias > 0.0f) {
+        return "it uses ALiBi position biases";
+    }
+    if (hp.n_pos_per_embd() > 1) {
+        return "it uses multi-dimensional positions (M-RoPE)";
+    }
+    if (hp.ple_n_heads > 0 || hp.router_layer >= 0) {
+        return "its graph reads the cache in its own way";
+    }
+    for (uint32_t il = 0; il < hp.n_layer(); ++il) {
+        if (!hp.has_kv(il)) {
+            return "some of its layers share the cache of others";
+        }
+        if (hp.n_head_kv(il) > 0 && hp.n_head(il) % hp.n_head_kv(il) != 0) {
+            return "its query heads do not divide evenly among its KV heads";
+        }
+    }
+    return nullptr;
+}
+
+ra_status ra_check_type(const char * name, int32_t type, uint32_t head_dim) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_Q4_0: break;
+        default:
+            return ra_error(
+                RA_STATUS_UNSUPPORTED,
+                "cache type %s of %s is not supported with a budget: use f32, f16, "
+                "bf16, q8_0 or q4_0",
+                type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "?", name);
+    }
+    if (head_dim % ggml_blck_size((ggml_type) type) != 0) {
+        return ra_error(RA_STATUS_UNSUPPORTED,
+                        "cache type %s of %s needs a head size divisible by %d, the model's is %u",
+                        ggml_type_name((ggml_type) type), name,
+                        (int) ggml_blck_size((ggml_type) type), head_dim);
+    }
+    return RA_STATUS_OK;
+}
+
+ra_status ra_check_model(const llama_model & model, int32_t type_k, int32_t type_v) {
+    const llama_hparams & hp  = model.hparams;
+    const char *          why = ra_unsupported_feature(model);
+    if (why != nullptr) {
+        return ra_error(RA_STATUS_UNSUPPORTED,
+                        "architecture '%s' is not supported with a budget: %s; run it without one",
+                        llm_arch_name(model.arch), why);
+    }
+    for (uint32_t il = 0; il < hp.n_layer(); ++il) {
+        ra_status st = ra_check_type("K", type_k, hp.n_embd_head_k(il));
+        st           = st == RA_STATUS_OK ? ra_check_type("V", type_v, hp.n_embd_head_v(il)) : st;
+        if (st != RA_STATUS_OK) {
+            return st;
+        }
+    }
+    return RA_STATUS_OK;
+}
+
+ra_status ra_model_supported(const llama_model * model, int32_t type_k, int32_t type_v) {
+    if (model == nullptr) {
+        return ra_error(RA_STATUS_INVALID, "ra_model_supported: no model");
+    }
+    return ra_check_model(*model, type_k, type_v);
+}

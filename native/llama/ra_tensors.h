@@ -1,0 +1,23 @@
+// ra_tensors.h - the tensors of a budgeted cache
+#pragma once
+
+#include "ggml.h"
+
+#include <cstdint>
+#include <vector>
+
+// the tensors of one layer with attention
+struct ra_tensors {
+    ggml_tensor * k         = nullptr; // [head_dim_k, n_slots] type_k
+    ggml_tensor * v         = nullptr; // [head_dim_v, n_slots] type_v
+    ggml_tensor * q         = nullptr; // [head_dim_k * n_head, n_ring] f32, slot = pos % n_ring
+    int32_t       n_head    = 0;
+    int32_t       n_head_kv = 0;
+    float         kq_scale  = 0.0f; // as the model's graph applies it
+};
+
+// a Hadamard rotation of rows, in blocks of n values; n = 0: none
+struct ra_rotation {
+    int32_t            n = 0;
+    std::vector<float> values; // [n, n]
+};
