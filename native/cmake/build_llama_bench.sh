@@ -10,12 +10,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-folders=(build/py3-none-linux_*)
-built="${folders[0]}"
-if [[ ! -f "$built/CMakeCache.txt" ]]; then
-    echo "no build folder of 'pip install .' found: run that first" >&2
-    exit 2
-fi
+source native/cmake/build_folder.sh
+
 cache="${REASONALLOC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/reasonalloc}"
 archives=("${1:-$cache}"/llama_cpp_python-*.tar.gz)
 archive="${archives[-1]}"
@@ -32,15 +28,12 @@ mkdir -p "$work/source" "$out"
 tar -xzf "$archive" -C "$work/source" --strip-components=3 --wildcards '*/vendor/llama.cpp'
 
 # the options of native/cmake/LlamaCpp.cmake: a loader must take our libraries for these
-cmake="$(sed -n 's/^CMAKE_COMMAND:INTERNAL=//p' "$built/CMakeCache.txt")"
-[[ -x "$cmake" ]] || cmake=cmake
-native="$(sed -n 's/^GGML_NATIVE:BOOL=//p' "$built/CMakeCache.txt")"
 log="$work/log"
 # git must not find the repository around the build folder
 export GIT_CEILING_DIRECTORIES="$PWD/build"
 {
     "$cmake" -S "$work/source" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-        -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" -DGGML_NATIVE="$native" \
+        -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" -DGGML_NATIVE="$(cached GGML_NATIVE)" \
         -DBUILD_SHARED_LIBS=ON -DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
         -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_TESTS=OFF \
@@ -52,7 +45,7 @@ export GIT_CEILING_DIRECTORIES="$PWD/build"
     exit 1
 }
 cp "$work"/build/bin/{llama-bench,lib*.so} "$out/"
-cp "$built"/bin/lib*.so "$out/" # these, patched, take the place of the ones just built
+cp "$build"/bin/lib*.so "$out/" # these, patched, take the place of the ones just built
 "$out/llama-bench" --help >"$log.help" 2>&1 || {
     tail -n 5 "$log.help" >&2
     exit 1

@@ -16,22 +16,13 @@ case "${1:-}" in
         ;;
 esac
 
-folders=(build/py3-none-linux_*)
-build="${folders[0]}"
-if [[ ! -f "$build/CMakeCache.txt" ]]; then
-    echo "no build folder of 'pip install .' found: run that first" >&2
-    exit 2
-fi
-
-# The CMake that made the folder, if it is still there: another version may recompile everything.
-cmake="$(sed -n 's/^CMAKE_COMMAND:INTERNAL=//p' "$build/CMakeCache.txt")"
-[[ -x "$cmake" ]] || cmake=cmake
+source native/cmake/build_folder.sh
 
 build_with() {
     local log="$build/$1.log"
     {
         "$cmake" -S . -B "$build" -D"$option=$2" -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" \
-            -DPython_EXECUTABLE="$(command -v python)" &&
+            -DPython_EXECUTABLE="$python" &&
             "$cmake" --build "$build" --target reasonalloc
     } >"$log" 2>&1 || {
         cat "$log" >&2
@@ -43,4 +34,6 @@ trap 'build_with restore OFF' EXIT
 build_with "$1" ON
 mkdir -p "build/$1"
 cp "$build"/bin/lib*.so "build/$1/"
+trap - EXIT
+build_with restore OFF
 echo "$PWD/build/$1"
