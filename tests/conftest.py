@@ -37,7 +37,7 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """Path of the model that the package ships."""
-    from py_reasonalloc.cli import DEMO_MODEL
+    from py_reasonalloc.commands.run import DEMO_MODEL
 
     assert DEMO_MODEL.is_file(), f"{DEMO_MODEL} is part of the package"
     return DEMO_MODEL
@@ -47,7 +47,7 @@ def demo_model() -> Path:
 def command() -> list[str]:
     """Return the real command: the installed console script, else the module it calls."""
     script = shutil.which("reasonalloc-run", path=str(Path(sys.executable).parent))
-    return [script] if script else [sys.executable, "-m", "py_reasonalloc.cli"]
+    return [script] if script else [sys.executable, "-m", "py_reasonalloc.commands.run"]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ComputeError, ModelFileError
+from ..engine.errors import ComputeError, ModelFileError
 from . import llama_bench
 from .jobs import Arm, Job
 from .turns import Group, depths_of, take_turns
@@ -118,7 +118,7 @@ def wave_layers(n_layer: int, budget: int) -> tuple[int, ...]:
     ConfigError
         The budget is too small to be split.
     """
-    from .. import _bindings as c
+    from ..engine import bindings as c
 
     params = c.ra_robustify_params(gamma=0.5, lo=0.25, hi=2.0)
     demand = (ctypes.c_double * n_layer)(*wave_demand(n_layer))
@@ -148,7 +148,7 @@ def budget_arms(settings: Settings) -> list[Arm]:
     arms = []
     n_layer = 0
     if "uneven" in settings.splits:
-        from ..identity import read_identity
+        from ..engine.identity import read_identity
 
         n_layer = read_identity(settings.model).n_layer
     for budget in settings.budgets:

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
-from ..errors import ModelFileError
-from ..lookup import cache_folder
-from ..modelfile import check_model_file
+from ..engine.errors import ModelFileError
+from ..engine.modelfile import check_model_file
+from ..profile.lookup import cache_folder
 from .shapes import SHAPES, ModelShape
 
 WEIGHTS = ("q4_0", "q8_0", "q4_k_m", "f16")

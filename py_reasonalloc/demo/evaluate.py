@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 
-from ..console import run_command
-from ..errors import ModelFileError
-from ..identity import read_identity
-from .problems import LEVEL_STEPS, extract_answer, generate_problem
-from .vocab import BOS_ID, FILE_NAMES, encode
+from ..engine.errors import ModelFileError
+from ..engine.identity import read_identity
+from ..output.console import run_command
+from ..task.problems import LEVEL_STEPS, extract_answer, generate_problem
+from ..task.vocab import BOS_ID, FILE_NAMES, encode
 
 #: Seed of the evaluation problems in MODEL_CARD.md.
 EVAL_SEED = 20_000

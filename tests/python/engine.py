@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 #: Layers on a GPU, for runs of these tests on one (tests/gpu/check.sh).
 N_GPU_LAYERS = int(os.environ.get("REASONALLOC_TEST_GPU_LAYERS", "0"))

@@ -25,7 +25,7 @@ from py_reasonalloc.bench.weights import (
     tensor_chunks,
     write_model,
 )
-from py_reasonalloc.identity import read_identity
+from py_reasonalloc.engine.identity import read_identity
 from py_reasonalloc.sizes import SHAPES as CACHE_SHAPES
 
 DEMO = SHAPES["demo"]

@@ -11,7 +11,7 @@ from engine import KV_TYPES, Engine
 from llama_cpp import llama_cpp as lib
 from test_engine_parity import random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 MODEL = {"arch": "llama", "n_layer": 2, "n_head": 4, "n_head_kv": 2, "n_ctx_train": 4096}
 SMALL = {"buffer": 16, "n_sink": 4, "n_window": 8}

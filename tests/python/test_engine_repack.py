@@ -13,7 +13,7 @@ from test_engine_graphs import describe, parse
 from test_engine_memory import get_state, snapshot
 from test_engine_parity import random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 SHAPES = {
     "gqa64": {"arch": "llama", "n_layer": 2, "n_head": 4, "n_head_kv": 2, "head_dim": 64},

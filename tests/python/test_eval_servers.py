@@ -24,15 +24,12 @@ from eval_servers import (
 )
 
 from py_reasonalloc import ConfigError, ReasonAllocError
-from py_reasonalloc.eval import exchange
-from py_reasonalloc.eval.methods import Arm
-from py_reasonalloc.eval.run import plan_tasks
-from py_reasonalloc.eval.servers import PAUSES, Server, read_servers, solve_on_servers
-from py_reasonalloc.eval.wire import (
-    FIELD,
-    MEASURED,
-)
-from py_reasonalloc.eval.worker import Job, Task, request_of
+from py_reasonalloc.eval.cases.methods import Arm
+from py_reasonalloc.eval.decode.run import plan_tasks
+from py_reasonalloc.eval.decode.worker import Job, Task, request_of
+from py_reasonalloc.eval.remote import exchange
+from py_reasonalloc.eval.remote.servers import PAUSES, Server, read_servers, solve_on_servers
+from py_reasonalloc.eval.remote.wire import FIELD, MEASURED
 
 httpx = pytest.importorskip("httpx")
 
