@@ -37,7 +37,7 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """Path of the model that the package ships."""
-    from py_reasonalloc.commands.run import DEMO_MODEL
+    from py_reasonalloc.task.shipped import DEMO_MODEL
 
     assert DEMO_MODEL.is_file(), f"{DEMO_MODEL} is part of the package"
     return DEMO_MODEL

@@ -216,7 +216,7 @@ def main(threads: int, repeat: int, quick: bool, json_file: str | None, plot: st
     """Measure how steps and compressions grow, on small random models."""
     import sys
 
-    from ..profile.plot import check_picture
+    from ..output.picture import check_picture
     from .plot import save_curves
 
     if plot is not None:

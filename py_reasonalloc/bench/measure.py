@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import ComputeError, ModelFileError
+from ..engine.errors import ComputeError
 from . import llama_bench
 from .jobs import Arm, Job
+from .models import bench_folder, make_bench_folder
 from .turns import Group, depths_of, take_turns
-from .weights import bench_folder
 
 SPLITS = ("even", "uneven")
 TURNS = "turns"
@@ -263,20 +263,6 @@ def plan_turns(settings: Settings) -> list[Group]:
         depth = min(settings.depths)
         groups.append(Group(UNPATCHED, (job(reference, depth), job(other, depth))))
     return groups
-
-
-def make_bench_folder() -> None:
-    """Make the folder for temporary files of the measurements.
-
-    Raises
-    ------
-    ModelFileError
-        It cannot be made.
-    """
-    try:
-        bench_folder().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(f"{bench_folder()}: cannot be made: {error.strerror}") from None
 
 
 def run_job(job: Job) -> Row:

@@ -24,14 +24,14 @@ from typing import Any
 
 import click
 
-from ..commands.bench import open_model
 from ..engine.errors import ComputeError, ConfigError
 from ..output.console import run_command
-from ..run.report import size
+from ..output.text import size
 from .jobs import Arm, Job
-from .measure import make_bench_folder, run_job
+from .measure import run_job
+from .models import bench_folder, make_bench_folder, open_model
 from .shapes import SHAPES
-from .weights import WEIGHTS, bench_folder
+from .weights import WEIGHTS
 
 PACKAGE = "openvino-genai"
 MODES = ("NORM_SUM", "SUM", "ADAPTIVE_RKV")

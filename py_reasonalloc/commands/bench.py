@@ -33,7 +33,6 @@ _DEFAULTS = {
     "repeat": 3,
 }
 _MAX_TOKENS = 1 << 20
-DEFAULT_WEIGHTS = "q4_0"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -134,7 +133,7 @@ def main(**arguments: Any) -> int:
     for name in ("json_file", "markdown", "plot"):
         _check_target(arguments[name])
     if arguments["plot"]:
-        from ..profile.plot import check_picture
+        from ..output.picture import check_picture
 
         check_picture(arguments["plot"])
     settings = _settings(arguments)
@@ -166,6 +165,7 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     load_library()  # before anything else needs llama_cpp: its errors say what to do
     from ..bench.llama_bench import check_binary
     from ..bench.measure import PARTS, SPLITS, Settings, budget_arms
+    from ..bench.models import open_model
     from ..session.config import BudgetConfig, kv_type_id
 
     def chosen(name: str) -> Any:
@@ -226,41 +226,9 @@ def _n_processors() -> int:
     return os.cpu_count() or 1
 
 
-def open_model(name: str, weights: str | None) -> Path:
-    """Return the file of a shape, written now (with a progress bar) if it is not there yet.
-
-    Parameters
-    ----------
-    name : str
-        Of a shape, or the path of a model.
-    weights : str or None
-        Type of a shape's random weights; None: q4_0.
-
-    Raises
-    ------
-    ConfigError
-        No such shape, or `weights` with a path.
-    ModelFileError
-        The path is not a model, or the file cannot be written.
-    """
-    from ..bench.weights import cached_path, model_bytes, model_file
-
-    check_shape_name(name)
-    if name not in SHAPES:
-        if weights is not None:
-            raise ConfigError("--weights is for the named shapes: a file has weights of its own")
-        return model_file(name, DEFAULT_WEIGHTS)
-    weights = weights or DEFAULT_WEIGHTS
-    if cached_path(name, weights).is_file():
-        return cached_path(name, weights)
-    length = model_bytes(SHAPES[name], weights)
-    bar = click.progressbar(length=length, label=f"writing random {name}", file=sys.stderr)
-    with bar as progress:
-        return model_file(name, weights, progress.update)
-
-
 def _run(arguments: dict[str, Any], settings: Settings) -> int:
     from ..bench.measure import measure, plan, plan_turns
+    from ..bench.models import DEFAULT_WEIGHTS
     from ..bench.report import build, markdown
 
     weights = None if arguments["shape"] not in SHAPES else arguments["weights"] or DEFAULT_WEIGHTS

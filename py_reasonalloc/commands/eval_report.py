@@ -74,7 +74,7 @@ def print_report(
     from ..eval.results.plot import save_plot
     from ..eval.results.report import make_report
     from ..eval.results.tables import csv_table, markdown_table, text_table
-    from ..profile.plot import check_picture
+    from ..output.picture import check_picture
 
     for target in filter(None, (markdown, csv, plot)):
         if any(target.exists() and path.exists() and path.samefile(target) for path in paths):

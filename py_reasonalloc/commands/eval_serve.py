@@ -44,8 +44,8 @@ def serve_command(
 
     load_library()
     from ..engine.log import LogCapture
-    from ..eval.decode.plan import model_path
     from ..eval.remote.http_server import ModelServer
+    from ..task.shipped import model_path
 
     path = model_path(model)
     n_threads = threads or os.cpu_count() or 1

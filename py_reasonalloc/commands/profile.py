@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +16,10 @@ import click
 from .. import __version__
 from ..engine.errors import ConfigError
 from ..output.console import run_command
-from .run import DEMO, DEMO_MODEL
+from ..task.shipped import model_path
 
 if TYPE_CHECKING:
-    from ..profile.files import Profile
-    from ..run.calibrate import Settings
+    pass
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,7 +65,7 @@ def main(**arguments: Any) -> int:
     written to -o and drawn. It makes `reasonalloc-run` give every layer the share it needs.
     """
     if arguments["plot"]:
-        from ..profile.plot import check_picture
+        from ..output.picture import check_picture
 
         check_picture(arguments["plot"])
     if arguments["compare"]:
@@ -91,7 +88,7 @@ def _calibrate(arguments: dict[str, Any]) -> None:
     from ..engine.identity import read_identity
     from ..profile.lookup import save_to_cache
     from ..profile.plot import save_picture, terminal_plot
-    from ..run.calibrate import Settings
+    from ..run.calibrate import Settings, measure
     from ..run.probes import default_prompts, read_prompts
     from ..session.generate import Sampling
 
@@ -104,7 +101,7 @@ def _calibrate(arguments: dict[str, Any]) -> None:
         n_gpu_layers=arguments["gpu_layers"],
         raw=arguments["raw"],
     )
-    model = DEMO_MODEL if arguments["model"] == DEMO else Path(arguments["model"])
+    model = model_path(arguments["model"])
     output = arguments["output"]
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"{output}: cannot be written: its folder does not exist")
@@ -134,22 +131,6 @@ def _command(arguments: dict[str, Any]) -> str:
     if arguments["horizon"] > 0:
         words.append(f"--horizon={arguments['horizon']}")
     return shlex.join([*words, *(["--raw"] if arguments["raw"] else [])])[:1000]
-
-
-def measure(
-    model: Path, prompts: Sequence[str], settings: Settings, name: str, command: str
-) -> Profile:
-    """Calibrate with a progress bar on standard error; see `calibrate`."""
-    from ..engine.log import LogCapture
-    from ..run.calibrate import calibrate
-
-    bar = click.progressbar(
-        length=len(prompts) * settings.steps,
-        label=f"measuring {len(prompts)} chains of thought",
-        file=sys.stderr,
-    )
-    with LogCapture(forward=False), bar as progress:
-        return calibrate(model, prompts, settings, name, command, progress.update)
 
 
 def _compare(paths: tuple[str, str], picture: str | None) -> None:

@@ -17,16 +17,14 @@ import click
 from .. import __version__
 from ..engine.errors import ConfigError
 from ..output.console import EXIT_INTERRUPTED, run_command
+from ..task.shipped import DEMO, DEMO_DEFAULTS, model_path
 
 if TYPE_CHECKING:
     from ..run.runner import RunOptions
 
-DEMO = "demo"
-DEMO_MODEL = Path(__file__).parents[1] / "demo" / "demo-reasoner-q8_0.gguf"
+
 #: `--window`, where the budget has room for it: wider than the paper's 8, see docs/evidence.md.
 DEFAULT_WINDOW = 16
-#: What `reasonalloc-run demo` uses where nothing else is asked for.
-DEMO_DEFAULTS = {"budget": 160, "buffer": 16, "protect_prompt": "all", "temp": 0.0}
 
 
 def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
@@ -186,7 +184,7 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         raise ConfigError(f"--no-budget and --{first.replace('_', '-')} exclude each other")
     temp = chosen("temp")
     return RunOptions(
-        model=DEMO_MODEL if is_demo else Path(arguments["model"]),
+        model=model_path(arguments["model"]),
         config=config,
         profile=profile,
         needs_profile=arguments["layers"] == "wave",

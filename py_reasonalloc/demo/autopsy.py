@@ -19,7 +19,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from ..commands.run import DEMO_DEFAULTS, DEMO_MODEL
 from ..engine.errors import ConfigError
 from ..eval.cases.datasets import DEMO_LEVEL, DEMO_SEED
 from ..eval.cases.methods import Arm, Common, Setup, parse_arms, setup_of
@@ -29,6 +28,7 @@ from ..profile.files import load_profile, profiles_folder
 from ..session.generate import Generation, Sampling
 from ..session.reason_llama import ReasonLlama
 from ..task.problems import LEVEL_STEPS, Problem, generate_problem
+from ..task.shipped import DEMO_DEFAULTS, DEMO_MODEL
 from ..task.vocab import BOS_ID, decode, encode
 
 #: Of all evidence: tokens decoded between compressions.

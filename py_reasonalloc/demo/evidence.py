@@ -26,7 +26,6 @@ import click
 
 from .. import __version__
 from ..commands.eval import main as evaluate
-from ..commands.run import DEMO_MODEL
 from ..engine.errors import ConfigError
 from ..engine.identity import read_identity
 from ..eval.results.file import read_results
@@ -34,8 +33,9 @@ from ..eval.results.plot import save_plot
 from ..eval.results.report import make_report
 from ..eval.results.tables import csv_table, markdown_table
 from ..output.console import run_command
+from ..output.picture import check_picture
 from ..profile.files import profiles_folder
-from ..profile.plot import check_picture
+from ..task.shipped import DEMO_MODEL
 from .autopsy import BUFFER, dissect, text_of
 from .evidence_tables import autopsy_table, bytes_table, check_page, fill, matrix, write_whole
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..engine.cache import user_cache
 from ..engine.errors import ProfileError
 from ..engine.identity import ModelIdentity, read_identity
 from .files import FORMAT_VERSION, Profile, load_profile, profiles_folder
@@ -17,18 +18,8 @@ AUTO = "auto"
 
 
 def cache_folder() -> Path:
-    """Folder of the profiles that were calibrated here; need not exist.
-
-    Inside ``$REASONALLOC_CACHE_DIR``, else inside the user's cache folder.
-    """
-    override = os.environ.get("REASONALLOC_CACHE_DIR")
-    if override:
-        base = Path(override).expanduser()
-    else:
-        import platformdirs
-
-        base = Path(platformdirs.user_cache_dir("reasonalloc", appauthor=False))
-    return base / f"profiles-{FORMAT_VERSION}"
+    """Folder of the profiles that were calibrated here; need not exist."""
+    return user_cache() / f"profiles-{FORMAT_VERSION}"
 
 
 def cached_path(identity: ModelIdentity) -> Path:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import Any
-
-from ..engine.errors import ConfigError
+from ..output.picture import check_picture, save_figure
 from .files import Profile
 
-PICTURES = (".png", ".svg", ".pdf")
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -38,14 +33,6 @@ def _span(profile: Profile) -> str:
     return f" of {profile.horizon} steps" if profile.horizon > 0 else ""
 
 
-def check_picture(path: str) -> None:
-    """Raise ConfigError unless a picture can be drawn into that file."""
-    if Path(path).suffix.lower() not in PICTURES:
-        raise ConfigError(f"plot = {path!r} must end in {', '.join(PICTURES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install matplotlib")
-
-
 def save_picture(profiles: list[Profile], path: str) -> None:
     """Draw the demand of every layer; several profiles as shares of their own mean.
 
@@ -72,22 +59,3 @@ def save_picture(profiles: list[Profile], path: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: str) -> None:
-    """Write a matplotlib figure: the same one always gives the same file.
-
-    Raises
-    ------
-    ConfigError
-        The file cannot be written.
-    """
-    import matplotlib
-
-    # no date and no random names inside
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    try:
-        with matplotlib.rc_context({"svg.hashsalt": "reasonalloc"}):
-            figure.savefig(path, metadata=metadata.get(Path(path).suffix.lower()), dpi=150)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine.errors import ConfigError, ProfileError
 from ..engine.identity import read_identity
-from ..engine.modelfile import check_model_file
 from ..profile.files import Profile
 from ..profile.lookup import resolve_profile, save_to_cache
 from ..session.config import BudgetConfig
+from .options import Plan, RunOptions
 from .probes import default_prompts
-
-if TYPE_CHECKING:
-    from .runner import Plan, RunOptions
 
 #: ``--profile calibrate``, and how much it decodes: a look, where reasonalloc-profile measures.
 CALIBRATE = "calibrate"
 QUICK_PROMPTS, QUICK_STEPS = 4, 128
-
-
-def session_config(
-    model_path: str | os.PathLike[str],
-    budget: int | BudgetConfig | None,
-    shared: dict[str, Any],
-    alloc: dict[str, Any],
-) -> BudgetConfig | None:
-    """Return the configuration that the arguments of `ReasonLlama` stand for.
-
-    Parameters
-    ----------
-    shared : dict
-        Arguments that have the names and defaults of `BudgetConfig`.
-    alloc : dict
-        layers, heads and profile; None: not given.
-
-    Raises
-    ------
-    ConfigError
-        Arguments are given twice, or out of range, or the profile does not fit the model.
-    """
-    if budget is None:
-        return None
-    if isinstance(budget, BudgetConfig):
-        twice = [name for name, value in shared.items() if value != getattr(BudgetConfig, name)]
-        twice += [name for name, value in alloc.items() if value is not None]
-        if twice:
-            raise ConfigError(f"{', '.join(twice)}: already part of the BudgetConfig")
-        return budget
-    layers, heads, wanted = alloc["layers"], alloc["heads"], alloc["profile"]
-    profile = None
-    if layers is None or layers == "wave":
-        profile = resolve_profile(check_model_file(model_path), wanted)
-        layers = layers or ("uniform" if profile is None else "wave")
-    heads = heads or ("uniform" if wanted is None else "adaptive")
-    return BudgetConfig(budget=budget, **shared, layers=layers, heads=heads, profile=profile)
 
 
 def settle(options: RunOptions, plan: Plan) -> RunOptions:
@@ -102,8 +61,7 @@ def settle(options: RunOptions, plan: Plan) -> RunOptions:
 
 def _calibrate(options: RunOptions) -> Profile:
     """Measure a profile for the model of a run, briefly, and keep it in the user's cache."""
-    from ..commands.profile import measure
-    from .calibrate import Settings
+    from .calibrate import Settings, measure
 
     settings = Settings(
         steps=QUICK_STEPS,

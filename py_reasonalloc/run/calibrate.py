@@ -17,10 +17,13 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp as bindings
@@ -30,6 +33,7 @@ from ..engine import bindings as c
 from ..engine import ggml
 from ..engine.errors import ConfigError, ContextFullError, UnsupportedError, error_from_status
 from ..engine.identity import ModelIdentity, read_identity
+from ..engine.log import LogCapture
 from ..engine.modelfile import encode_prompt, open_vocabulary, trained_context
 from ..profile.files import Profile
 from ..session.config import BudgetConfig, check_float, check_int, kv_type_id
@@ -242,7 +246,7 @@ def calibrate(
     prompts: Sequence[str],
     settings: Settings | None = None,
     name: str = "",
-    command: str = "py_reasonalloc.calibrate.calibrate()",
+    command: str = "py_reasonalloc.run.calibrate.calibrate()",
     progress: Callable[[int], None] = lambda n: None,
 ) -> Profile:
     """Measure the profile of a model.
@@ -364,3 +368,16 @@ def _profile(
         fingerprint=identity.fingerprint,
         command=command,
     )
+
+
+def measure(
+    model: Path, prompts: Sequence[str], settings: Settings, name: str, command: str
+) -> Profile:
+    """Calibrate with a progress bar on standard error; see `calibrate`."""
+    bar = click.progressbar(
+        length=len(prompts) * settings.steps,
+        label=f"measuring {len(prompts)} chains of thought",
+        file=sys.stderr,
+    )
+    with LogCapture(forward=False), bar as progress:
+        return calibrate(model, prompts, settings, name, command, progress.update)

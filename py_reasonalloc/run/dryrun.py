@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..session.reason_llama import ReasonLlama
-from .runner import Plan, RunOptions, session_arguments
+from .options import Plan, RunOptions, session_arguments
 
 
 class _EmptyLlama(ReasonLlama):

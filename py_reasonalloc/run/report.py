@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..output.text import size
 from .allocation import allocation
 from .dryrun import DryRun
-from .runner import RunOptions
+from .options import RunOptions
 
 _STOPS = {
     "stop": "the model ended its text",
@@ -16,23 +17,13 @@ _STOPS = {
 }
 
 
-def size(n_bytes: int) -> str:
-    """Return bytes in the largest fitting unit, four digits: ``"1.234 MiB"``."""
-    value, unit = float(n_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{n_bytes} B" if unit == "B" else f"{value:.4g} {unit}"
-
-
 def split(report: dict[str, Any], asked: str | None) -> str:
     """Return how the budget was split, and by which profile.
 
     Parameters
     ----------
     report : dict
-        With the keys of `runner.allocation`.
+        With the keys of `allocation.allocation`.
     asked : str or None
         Profile that was asked for: ``RunOptions.profile``.
     """

@@ -29,7 +29,7 @@ from ..engine.modelfile import check_model_file, load_failure
 from ..engine.pieces import Pieces
 from ..engine.stats import KVStats, MemoryUse, engine_stats, read_memory_use, read_stats
 from ..profile.files import Profile
-from ..run.allocation import session_config
+from .arguments import session_config
 from .config import BudgetConfig, kv_type_id
 from .tracer import Traceable
 

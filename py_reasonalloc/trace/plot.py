@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.errors import ConfigError, TraceError
+from ..output.text import printable
 from .format import Compression, Trace
-from .view import budget_rows, chosen_heads, layer_rows, printable
+from .view import budget_rows, chosen_heads, layer_rows
 
 FORMATS = (".png", ".svg")
 #: Most compressions and positions that the picture of the tokens resolves.

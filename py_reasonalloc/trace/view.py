@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..output.text import printable
 from .format import Compression, Snapshot, Trace
 
 #: Share of heads, from none to all; budgets, from the smallest to the largest.
@@ -83,21 +84,6 @@ def layer_rows(
     of_head = np.array([il for il, _ in heads])
     means = [budgets[of_head == il].mean(axis=0) for il in layers]
     return layers, np.array(means).reshape(len(layers), budgets.shape[1])
-
-
-def printable(text: str) -> str:
-    """Return text with everything that is no plain character replaced by a stand-in."""
-    return "".join(map(_stand_in, text))
-
-
-def _stand_in(char: str) -> str:
-    if char == "\n":
-        return "\u240a"
-    code = ord(char)
-    if code < 32:
-        return chr(0x2400 + code)
-    # controls, text direction and other invisible signs, surrogates, private, unassigned
-    return "\ufffd" if unicodedata.category(char)[0] in "C" else char
 
 
 def _columns(char: str) -> int:
@@ -211,7 +197,7 @@ def marked_text(
                 lines += _text_row(cells, style)
                 cells = []
             else:
-                cells.append((_stand_in(char), level))
+                cells.append((printable(char), level))
     return lines + _text_row(cells, style)
 
 

@@ -14,13 +14,12 @@ from gguf import GGMLQuantizationType as Kind
 
 from py_reasonalloc import ModelFileError, ReasonLlama
 from py_reasonalloc.bench import weights
+from py_reasonalloc.bench.models import cached_path, model_file
 from py_reasonalloc.bench.shapes import SHAPES
 from py_reasonalloc.bench.weights import (
     WEIGHTS,
     TensorPlan,
-    cached_path,
     model_bytes,
-    model_file,
     plan_tensors,
     tensor_chunks,
     write_model,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ... import __version__
-from ...commands.run import DEMO, DEMO_DEFAULTS, DEMO_MODEL
 from ...engine.errors import ConfigError, ContextFullError
 from ...engine.identity import read_identity
 from ...engine.modelfile import encode_prompt, open_vocabulary, trained_context
 from ...profile.lookup import resolve_profile
 from ...session.config import BudgetConfig
 from ...session.generate import Sampling
+from ...task.shipped import DEMO, DEMO_DEFAULTS, model_path
 from ..cases.datasets import DEMO_DATASET, DEMO_LEVEL, Dataset, load_dataset
 from ..cases.methods import (
     Arm,
@@ -69,11 +69,6 @@ class Plan(NamedTuple):
     def tasks(self, done: Iterable[RowKey]) -> list[Task]:
         """Return what is left to decode; see `plan_tasks`."""
         return plan_tasks(self.arms, self.job.problems, self.n_samples, done)
-
-
-def model_path(name: str) -> Path:
-    """Return the model file that a command line names, as a path or as ``demo``."""
-    return DEMO_MODEL if name == DEMO else Path(name)
 
 
 def make_plan(arguments: dict[str, Any], there: Results | None = None) -> Plan:

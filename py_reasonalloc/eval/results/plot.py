@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...engine.errors import ConfigError
-from ...profile.plot import check_picture, save_figure
+from ...output.picture import check_picture, save_figure
 from .report import ArmReport, Report
 from .tables import MIB
 

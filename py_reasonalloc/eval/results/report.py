@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...engine.errors import ConfigError
-from ...trace.view import printable
+from ...output.text import printable
 from ..cases.rows import END, Row, arm_label
 from .agreement import check_same, profiles_of
 from .file import Results

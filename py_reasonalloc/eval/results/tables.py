@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from ...trace.view import printable
+from ...output.text import printable
 from .report import ArmReport, Report
 
 MIB = 1 << 20
