@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,22 +18,19 @@ from ..engine.errors import (
     ConfigError,
     ContextError,
     ContextFullError,
-    ReasonAllocError,
-    StateError,
     UnsupportedError,
-    error_from_status,
 )
-from ..engine.log import LogCapture
-from ..engine.modelfile import check_model_file, load_failure
+from ..engine.modelfile import check_model_file
 from ..engine.pieces import Pieces
 from ..engine.stats import KVStats, MemoryUse, engine_stats, read_memory_use, read_stats
 from ..profile.files import Profile
 from .arguments import session_config
 from .config import BudgetConfig, kv_type_id
-from .tracer import Traceable
+from .opening import pending_budget
+from .state import Restorable
 
 
-class ReasonLlama(Traceable):
+class ReasonLlama(Restorable):
     """A `llama_cpp.Llama` whose KV cache never holds more than budget + buffer tokens per head.
 
     Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
@@ -137,46 +133,8 @@ class ReasonLlama(Traceable):
 
     def _open(self, path: str, kwargs: dict[str, Any]) -> None:
         """Run the base constructor with the configuration pending for the context it makes."""
-        with self._pending_budget(path, kwargs["verbose"], kwargs.get("vocab_only", False)):
+        with pending_budget(self, path, kwargs["verbose"], kwargs.get("vocab_only", False)):
             super().__init__(path, **kwargs)
-
-    @contextlib.contextmanager
-    def _pending_budget(self, path: str, verbose: bool, vocab_only: bool = False) -> Iterator[None]:
-        """Apply the configuration to the context made inside; closes the session if that fails."""
-        with LogCapture(forward=verbose) as log:
-            try:
-                if self.config is not None:
-                    c.check(c.ra_configure_next(ctypes.byref(self.config.to_native())))
-                yield
-            except ValueError as error:
-                failure = self._open_failure(path, str(error), log)
-                self.close()
-                if failure is None:
-                    raise
-                raise failure from None
-            except BaseException:
-                self.close()
-                raise
-            finally:
-                c.ra_configure_next(None)
-        if self.config is not None and not vocab_only and not c.ra_is_attached(self.ctx):
-            self.close()
-            raise ContextError(f"{path}: the context was made without a budgeted cache")
-
-    def _open_failure(self, path: str, message: str, log: LogCapture) -> ReasonAllocError | None:
-        """Return the typed exception for what the base constructor raised; None: keep that."""
-        if message.startswith("Failed to load model"):
-            return load_failure(path, log)
-        if not message.startswith("Failed to create llama_context"):
-            return None
-        reason = log.reason()
-        if self.config is not None:
-            params = self.context_params
-            status = c.ra_model_supported(self._model.model, params.type_k, params.type_v)
-            if status != c.RA_STATUS_OK:
-                return error_from_status(status, f"{path}: {c.last_error()}")
-            reason = reason.replace("ReasonAlloc: ", "")
-        return ContextError(f"{path}: no context could be made: {reason or 'no reason was given'}")
 
     def reconfigure(
         self,
@@ -217,7 +175,7 @@ class ReasonLlama(Traceable):
             setattr(params, name, kind)
         self._ctx.close()
         self.n_tokens, self._requires_eval, self._sampler = 0, True, None
-        with self._pending_budget(self.model_path, self.verbose):
+        with pending_budget(self, self.model_path, self.verbose):
             self._ctx = self._stack.enter_context(
                 contextlib.closing(
                     _internals.LlamaContext(model=self._model, params=params, verbose=True)
@@ -378,50 +336,6 @@ class ReasonLlama(Traceable):
         if n_protect != self._n_protect and engine_stats(self.ctx).n_evicted > 0:
             self.clear()
         self._n_protect = n_protect
-
-    # --- state -----------------------------------------------------------------------------------
-
-    def save_state(self) -> llama_cpp.LlamaState:
-        """Return a copy of the session's tokens and cache.
-
-        Raises
-        ------
-        StateError
-            The engine could not write it.
-        """
-        self._require_open()
-        state = super().save_state()
-        if state.llama_state_size == 0:
-            raise StateError("the state could not be saved")
-        vars(state)["n_protect"] = self._n_protect
-        return state
-
-    def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """Continue from a saved state.
-
-        Raises
-        ------
-        StateError
-            It does not fit this model or budget. The session is then empty.
-        """
-        self._require_open()
-        try:
-            if len(state.input_ids) != len(self.input_ids):
-                raise ValueError(f"it was saved with a context of {len(state.input_ids)} tokens")
-            super().load_state(state)
-            if self.n_cached() != state.n_tokens:
-                raise ValueError("its cache and its tokens differ in length")
-            if self.config is not None:
-                self._n_protect = getattr(state, "n_protect", 0)
-                c.check(c.ra_set_protect(self.ctx, self._n_protect))
-        except (RuntimeError, ValueError) as error:
-            self.clear()
-            raise StateError(f"the state does not fit this session: {error}") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        state["budget"] = self.config
-        return state
 
     # --- life time -------------------------------------------------------------------------------
 
