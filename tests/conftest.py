@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from py_reasonalloc.eval.decode.worker import Job, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "python"))
@@ -67,3 +71,21 @@ def cli(command: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def job(demo_model: Path) -> Job:
+    """Return the work of the tests of an evaluation over HTTP."""
+    from eval_servers import make_job
+
+    return make_job(demo_model)
+
+
+@pytest.fixture(scope="module")
+def tasks(job: Job) -> list[Task]:
+    """Return all texts of the job."""
+    from eval_servers import ARMS
+
+    from py_reasonalloc.eval.decode.run import plan_tasks
+
+    return plan_tasks(ARMS, job.problems, 1, ())

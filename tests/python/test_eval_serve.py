@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,6 @@ from eval_servers import (
     Proxy,
     by_key,
     completion,
-    make_job,
     request_body,
 )
 
@@ -44,16 +42,6 @@ from py_reasonalloc.eval.remote.servers import Server, solve_on_servers
 from py_reasonalloc.eval.remote.wire import CHAT_PATH, FIELD, MEASURED
 
 httpx = pytest.importorskip("httpx")
-
-
-@pytest.fixture(scope="module")
-def job(demo_model: Path) -> Job:
-    return make_job(demo_model)
-
-
-@pytest.fixture(scope="module")
-def tasks(job: Job) -> list[Task]:
-    return plan_tasks(ARMS, job.problems, 1, ())
 
 
 @pytest.fixture(scope="module")
