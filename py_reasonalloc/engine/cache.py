@@ -9,11 +9,12 @@ from pathlib import Path
 def user_cache() -> Path:
     """Folder of what is kept from one run to the next; need not exist.
 
-    ``$REASONALLOC_CACHE_DIR``, else inside the user's cache folder.
+    ``$REASONALLOC_CACHE_DIR``, else inside the user's cache folder. Builds keep their download
+    there, too (native/cmake/llama_source.py).
     """
     override = os.environ.get("REASONALLOC_CACHE_DIR")
     if override:
         return Path(override).expanduser()
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("reasonalloc", appauthor=False))
+    return Path(platformdirs.user_cache_dir("reasonalloc", appauthor=False, opinion=False))
