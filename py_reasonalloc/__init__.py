@@ -12,49 +12,49 @@ __version__ = "0.1.0"
 
 #: Public name -> module that defines it.
 _HOMES = {
-    "BudgetConfig": "config",
-    "KVStats": "stats",
-    "Profile": "profiles",
-    "ReasonLlama": "session",
-    "BudgetError": "errors",
-    "ComputeError": "errors",
-    "ConfigError": "errors",
-    "ContextError": "errors",
-    "ContextFullError": "errors",
-    "LibraryError": "errors",
-    "ModelFileError": "errors",
-    "NoMemoryError": "errors",
-    "NotFoundError": "errors",
-    "ProfileError": "errors",
-    "ReasonAllocError": "errors",
-    "StateError": "errors",
-    "TraceError": "errors",
-    "UnsupportedError": "errors",
-    "read_trace": "trace_read",
+    "BudgetConfig": "session.config",
+    "KVStats": "engine.stats",
+    "Profile": "profile.files",
+    "ReasonLlama": "session.reason_llama",
+    "BudgetError": "engine.errors",
+    "ComputeError": "engine.errors",
+    "ConfigError": "engine.errors",
+    "ContextError": "engine.errors",
+    "ContextFullError": "engine.errors",
+    "LibraryError": "engine.errors",
+    "ModelFileError": "engine.errors",
+    "NoMemoryError": "engine.errors",
+    "NotFoundError": "engine.errors",
+    "ProfileError": "engine.errors",
+    "ReasonAllocError": "engine.errors",
+    "StateError": "engine.errors",
+    "TraceError": "engine.errors",
+    "UnsupportedError": "engine.errors",
+    "read_trace": "trace.read",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from .config import BudgetConfig as BudgetConfig
-    from .errors import BudgetError as BudgetError
-    from .errors import ComputeError as ComputeError
-    from .errors import ConfigError as ConfigError
-    from .errors import ContextError as ContextError
-    from .errors import ContextFullError as ContextFullError
-    from .errors import LibraryError as LibraryError
-    from .errors import ModelFileError as ModelFileError
-    from .errors import NoMemoryError as NoMemoryError
-    from .errors import NotFoundError as NotFoundError
-    from .errors import ProfileError as ProfileError
-    from .errors import ReasonAllocError as ReasonAllocError
-    from .errors import StateError as StateError
-    from .errors import TraceError as TraceError
-    from .errors import UnsupportedError as UnsupportedError
-    from .profiles import Profile as Profile
-    from .session import ReasonLlama as ReasonLlama
-    from .stats import KVStats as KVStats
-    from .trace_read import read_trace as read_trace
+    from .engine.errors import BudgetError as BudgetError
+    from .engine.errors import ComputeError as ComputeError
+    from .engine.errors import ConfigError as ConfigError
+    from .engine.errors import ContextError as ContextError
+    from .engine.errors import ContextFullError as ContextFullError
+    from .engine.errors import LibraryError as LibraryError
+    from .engine.errors import ModelFileError as ModelFileError
+    from .engine.errors import NoMemoryError as NoMemoryError
+    from .engine.errors import NotFoundError as NotFoundError
+    from .engine.errors import ProfileError as ProfileError
+    from .engine.errors import ReasonAllocError as ReasonAllocError
+    from .engine.errors import StateError as StateError
+    from .engine.errors import TraceError as TraceError
+    from .engine.errors import UnsupportedError as UnsupportedError
+    from .engine.stats import KVStats as KVStats
+    from .profile.files import Profile as Profile
+    from .session.config import BudgetConfig as BudgetConfig
+    from .session.reason_llama import ReasonLlama as ReasonLlama
+    from .trace.read import read_trace as read_trace
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import click
 
-from . import _bindings as c
-from .config import KV_TYPES, kv_type_id
-from .errors import ConfigError
+from .engine import bindings as c
+from .engine.errors import ConfigError
+from .session.config import KV_TYPES, kv_type_id
 
 
 class Shape(NamedTuple):

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from py_reasonalloc.eval.decode.worker import Job, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "python"))
@@ -37,7 +41,7 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """Path of the model that the package ships."""
-    from py_reasonalloc.cli import DEMO_MODEL
+    from py_reasonalloc.task.shipped import DEMO_MODEL
 
     assert DEMO_MODEL.is_file(), f"{DEMO_MODEL} is part of the package"
     return DEMO_MODEL
@@ -47,7 +51,7 @@ def demo_model() -> Path:
 def command() -> list[str]:
     """Return the real command: the installed console script, else the module it calls."""
     script = shutil.which("reasonalloc-run", path=str(Path(sys.executable).parent))
-    return [script] if script else [sys.executable, "-m", "py_reasonalloc.cli"]
+    return [script] if script else [sys.executable, "-m", "py_reasonalloc.commands.run"]
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +71,21 @@ def cli(command: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def job(demo_model: Path) -> Job:
+    """Return the work of the tests of an evaluation over HTTP."""
+    from eval_servers import make_job
+
+    return make_job(demo_model)
+
+
+@pytest.fixture(scope="module")
+def tasks(job: Job) -> list[Task]:
+    """Return all texts of the job."""
+    from eval_servers import ARMS
+
+    from py_reasonalloc.eval.decode.run import plan_tasks
+
+    return plan_tasks(ARMS, job.problems, 1, ())

@@ -109,7 +109,12 @@ def read_folder(root: Path) -> Files:
 
 
 def cache_dir() -> Path:
-    """Folder that keeps the download between builds; `REASONALLOC_CACHE_DIR` overrides it."""
+    """Folder that keeps the download between builds; `REASONALLOC_CACHE_DIR` overrides it.
+
+    The same folder as `py_reasonalloc.engine.cache.user_cache`, which asks platformdirs. A build
+    cannot: it has no package but those of `build-system.requires`, or, with CMake alone, none. A
+    test compares the two.
+    """
     override = os.environ.get("REASONALLOC_CACHE_DIR")
     if override:
         return Path(override).expanduser()

@@ -1,1 +1,1 @@
-"""`reasonalloc-bench`: speed and memory of a budgeted cache against the stock cache."""
+"""Speed and memory of a budgeted cache against the stock cache: `reasonalloc-bench`."""

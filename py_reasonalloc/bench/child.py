@@ -15,8 +15,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from .._log import LogCapture
-from ..errors import ReasonAllocError
+from ..engine.errors import ReasonAllocError
+from ..engine.log import LogCapture
 from . import resident, turns
 from .jobs import BLOCK, N_LOADS, N_WARM, Job
 
@@ -84,7 +84,7 @@ def _head_budgets(engine: Any) -> dict[str, int]:
     """Return the smallest and largest head budget in force, tokens."""
     from llama_cpp import llama_cpp as bindings
 
-    from ..stats import read_stats
+    from ..engine.stats import read_stats
 
     stats = read_stats(engine.ctx, bindings.llama_model_n_layer(engine.model))
     budgets = [head.budget for layer in stats.layers for head in layer]
@@ -123,7 +123,7 @@ def measure_load(job: Job) -> dict[str, Any]:
     """Make a session and a `llama_cpp.Llama` in turn, weights mapped as they are by default."""
     from llama_cpp import Llama
 
-    from ..session import ReasonLlama
+    from ..session.reason_llama import ReasonLlama
 
     arguments: dict[str, Any] = {
         "n_ctx": 512,

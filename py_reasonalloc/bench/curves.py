@@ -24,8 +24,8 @@ from typing import Any
 import click
 import numpy as np
 
-from .._log import LogCapture
-from ..console import run_command
+from ..engine.log import LogCapture
+from ..output.console import run_command
 from .engine import Engine
 from .fill import skip
 from .jobs import BLOCK, N_WARM, Arm, Job
@@ -216,7 +216,7 @@ def main(threads: int, repeat: int, quick: bool, json_file: str | None, plot: st
     """Measure how steps and compressions grow, on small random models."""
     import sys
 
-    from ..profile_plot import check_picture
+    from ..output.picture import check_picture
     from .plot import save_curves
 
     if plot is not None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as bindings
 
-from .._log import LogCapture
-from ..config import kv_type_id
-from ..errors import ComputeError, ContextError, ReasonAllocError
-from ..modelfile import check_model_file, load_failure
+from ..engine.errors import ComputeError, ContextError, ReasonAllocError
+from ..engine.log import LogCapture
+from ..engine.modelfile import check_model_file, load_failure
+from ..session.config import kv_type_id
 from .jobs import N_BATCH, Job
 
 
@@ -84,7 +84,7 @@ class Engine:
         config = job.arm.config()
         with LogCapture(forward=False) as log:
             if config is not None:
-                from .. import _bindings as c
+                from ..engine import bindings as c
 
                 c.check(c.ra_configure_next(ctypes.byref(config.to_native())))
             self.ctx = bindings.llama_init_from_model(self.model, params)
@@ -166,7 +166,7 @@ class Engine:
         """Return the ra_stats of the budgeted cache; None for the stock cache."""
         if self.job.arm.budget is None:
             return None
-        from ..stats import engine_stats
+        from ..engine.stats import engine_stats
 
         return engine_stats(self.ctx)
 
@@ -176,8 +176,8 @@ class Engine:
         sizes: dict[str, int | None] = {f"{name}_bytes": None for name in names}
         if self.job.arm.library is not None:
             return sizes
-        from .. import _bindings as c
-        from ..stats import read_memory_use
+        from ..engine import bindings as c
+        from ..engine.stats import read_memory_use
 
         stats = self.stats()
         use = read_memory_use(self.ctx, stats is not None)

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from llama_cpp import llama_cpp as bindings
 
-from ..errors import StateError
+from ..engine.errors import StateError
 from .engine import Engine
 from .jobs import BLOCK
 

@@ -65,7 +65,7 @@ class Arm:
         """
         if self.budget is None:
             return None
-        from ..config import BudgetConfig
+        from ..session.config import BudgetConfig
 
         return BudgetConfig(
             budget=self.budget,

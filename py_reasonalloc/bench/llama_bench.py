@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ComputeError, ConfigError
+from ..engine.errors import ComputeError, ConfigError
 from .jobs import N_BATCH
 
 NAME = "llama-bench"

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ComputeError, ModelFileError
+from ..engine.errors import ComputeError
 from . import llama_bench
 from .jobs import Arm, Job
+from .models import bench_folder, make_bench_folder
 from .turns import Group, depths_of, take_turns
-from .weights import bench_folder
 
 SPLITS = ("even", "uneven")
 TURNS = "turns"
@@ -118,7 +118,7 @@ def wave_layers(n_layer: int, budget: int) -> tuple[int, ...]:
     ConfigError
         The budget is too small to be split.
     """
-    from .. import _bindings as c
+    from ..engine import bindings as c
 
     params = c.ra_robustify_params(gamma=0.5, lo=0.25, hi=2.0)
     demand = (ctypes.c_double * n_layer)(*wave_demand(n_layer))
@@ -148,7 +148,7 @@ def budget_arms(settings: Settings) -> list[Arm]:
     arms = []
     n_layer = 0
     if "uneven" in settings.splits:
-        from ..identity import read_identity
+        from ..engine.identity import read_identity
 
         n_layer = read_identity(settings.model).n_layer
     for budget in settings.budgets:
@@ -263,20 +263,6 @@ def plan_turns(settings: Settings) -> list[Group]:
         depth = min(settings.depths)
         groups.append(Group(UNPATCHED, (job(reference, depth), job(other, depth))))
     return groups
-
-
-def make_bench_folder() -> None:
-    """Make the folder for temporary files of the measurements.
-
-    Raises
-    ------
-    ModelFileError
-        It cannot be made.
-    """
-    try:
-        bench_folder().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(f"{bench_folder()}: cannot be made: {error.strerror}") from None
 
 
 def run_job(job: Job) -> Row:

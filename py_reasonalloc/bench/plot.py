@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..profile_plot import check_picture, save_figure
+from ..output.picture import check_picture, save_figure
 
 
 def save_picture(lines: Sequence[dict[str, Any]], title: str, path: str) -> None:

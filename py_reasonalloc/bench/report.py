@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..report import size
+from ..output.text import size
 from .jobs import BLOCK, N_BATCH
 from .measure import Row, Settings
 from .scaling import scale

@@ -24,14 +24,14 @@ from typing import Any
 
 import click
 
-from ..console import run_command
-from ..errors import ComputeError, ConfigError
-from ..report import size
-from .cli import open_model
+from ..engine.errors import ComputeError, ConfigError
+from ..output.console import run_command
+from ..output.text import size
 from .jobs import Arm, Job
-from .measure import make_bench_folder, run_job
+from .measure import run_job
+from .models import bench_folder, make_bench_folder, open_model
 from .shapes import SHAPES
-from .weights import WEIGHTS, bench_folder
+from .weights import WEIGHTS
 
 PACKAGE = "openvino-genai"
 MODES = ("NORM_SUM", "SUM", "ADAPTIVE_RKV")
@@ -179,7 +179,7 @@ def table(rows: dict[str, list[Row]]) -> str:
 @click.option("--json", "json_file", metavar="FILE", help="Write the rows as JSON.")
 def main(**arguments: Any) -> int:
     """Compare with OpenVINO GenAI on one model: speed, memory, eviction."""
-    from .._lib import load_library
+    from ..engine.library import load_library
 
     load_library()  # before anything else needs llama_cpp: its errors say what to do
     modes = tuple(arguments["modes"].split(","))

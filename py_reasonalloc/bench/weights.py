@@ -25,10 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
-from ..errors import ModelFileError
-from ..lookup import cache_folder
-from ..modelfile import check_model_file
-from .shapes import SHAPES, ModelShape
+from ..engine.errors import ModelFileError
+from .shapes import ModelShape
 
 WEIGHTS = ("q4_0", "q8_0", "q4_k_m", "f16")
 #: Raised whenever the same arguments give another file.
@@ -353,39 +351,3 @@ def _write(
                 if progress is not None:
                     progress(len(chunk))
             stream.write(bytes(_padded(plan.n_bytes) - plan.n_bytes))
-
-
-def bench_folder() -> Path:
-    """Folder of the random models; need not exist. REASONALLOC_CACHE_DIR moves it."""
-    return cache_folder().parent / "bench"
-
-
-def cached_path(name: str, weights: str) -> Path:
-    """Return where the random model of a known shape is kept; equal shapes share a file."""
-    first = next(other for other, shape in SHAPES.items() if shape == SHAPES[name])
-    return bench_folder() / f"{first}-{weights}-v{FORMAT_VERSION}.gguf"
-
-
-def model_file(name: str, weights: str, progress: Callable[[int], object] | None = None) -> Path:
-    """Return the file of a shape, written now if it is not in the cache folder yet.
-
-    Parameters
-    ----------
-    name : str
-        A key of `SHAPES`, or the path of a model, which is returned as it is.
-    weights : str
-        One of `WEIGHTS`; not used for a path.
-    progress : callable, optional
-        See `write_model`.
-
-    Raises
-    ------
-    ModelFileError
-        The path is not a model, or the file cannot be written.
-    """
-    if name not in SHAPES:
-        return Path(check_model_file(name))
-    path = cached_path(name, weights)
-    if not path.is_file():
-        write_model(path, name, SHAPES[name], weights, progress=progress)
-    return path

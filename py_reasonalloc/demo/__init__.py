@@ -1,1 +1,1 @@
-"""The demo reasoner: its problems (pure standard library) and its training (PyTorch)."""
+"""The demo reasoner: its network and training (PyTorch), and the evidence drawn from it."""

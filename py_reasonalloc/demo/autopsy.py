@@ -19,17 +19,17 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from ..cli import DEMO_DEFAULTS, DEMO_MODEL
-from ..console import run_command
-from ..errors import ConfigError
-from ..eval.datasets import DEMO_LEVEL, DEMO_SEED
-from ..eval.methods import Arm, Common, Setup, parse_arms, setup_of
-from ..eval.worker import text_seed
-from ..generate import Generation, Sampling
-from ..profiles import load_profile, profiles_folder
-from ..session import ReasonLlama
-from .problems import LEVEL_STEPS, Problem, generate_problem
-from .vocab import BOS_ID, decode, encode
+from ..engine.errors import ConfigError
+from ..eval.cases.datasets import DEMO_LEVEL, DEMO_SEED
+from ..eval.cases.methods import Arm, Common, Setup, parse_arms, setup_of
+from ..eval.decode.worker import text_seed
+from ..output.console import run_command
+from ..profile.files import load_profile, profiles_folder
+from ..session.generate import Generation, Sampling
+from ..session.reason_llama import ReasonLlama
+from ..task.problems import LEVEL_STEPS, Problem, generate_problem
+from ..task.shipped import DEMO_DEFAULTS, DEMO_MODEL
+from ..task.vocab import BOS_ID, decode, encode
 
 #: Of all evidence: tokens decoded between compressions.
 BUFFER = cast(int, DEMO_DEFAULTS["buffer"])

@@ -14,17 +14,16 @@ from typing import Any
 
 import click
 
-from ..console import run_command
-from ..errors import ModelFileError
-from ..identity import read_identity
-from .problems import LEVEL_STEPS, extract_answer, generate_problem
-from .vocab import BOS_ID, FILE_NAMES, encode
+from ..engine.errors import ModelFileError
+from ..engine.identity import read_identity
+from ..output.console import run_command
+from ..task.problems import LEVEL_STEPS, extract_answer, generate_problem
+from ..task.shipped import DEMO_MODEL
+from ..task.vocab import BOS_ID, FILE_NAMES, encode
 
 #: Seed of the evaluation problems in MODEL_CARD.md.
 EVAL_SEED = 20_000
 _MAX_TOKENS = 1200
-
-SHIPPED = Path(__file__).with_name(FILE_NAMES["q8_0"])
 
 
 def check_tokenizer(llm: Any, n_problems: int = 100) -> int:
@@ -110,7 +109,7 @@ def evaluate_all(out_dir: Path, n_problems: int = 200) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=click.Path(path_type=Path), default=SHIPPED)
+@click.argument("model", type=click.Path(path_type=Path), default=DEMO_MODEL)
 @click.option(
     "--problems", type=click.IntRange(min=1), default=200, show_default=True, help="Per level."
 )

@@ -25,26 +25,19 @@ from typing import Any, NamedTuple, Union
 import click
 
 from .. import __version__
-from ..cli import DEMO_MODEL
-from ..console import run_command
-from ..errors import ConfigError
-from ..eval.cli import main as evaluate
-from ..eval.report import make_report
-from ..eval.report_plot import save_plot
-from ..eval.report_tables import csv_table, markdown_table
-from ..eval.results import read_results
-from ..identity import read_identity
-from ..profile_plot import check_picture
-from ..profiles import profiles_folder
+from ..commands.eval import main as evaluate
+from ..engine.errors import ConfigError
+from ..engine.identity import read_identity
+from ..eval.results.file import read_results
+from ..eval.results.plot import save_plot
+from ..eval.results.report import make_report
+from ..eval.results.tables import csv_table, markdown_table
+from ..output.console import run_command
+from ..output.picture import check_picture
+from ..profile.files import profiles_folder
+from ..task.shipped import DEMO_MODEL
 from .autopsy import BUFFER, dissect, text_of
-from .evidence_tables import (
-    autopsy_table,
-    bytes_table,
-    check_page,
-    fill,
-    matrix,
-    write_whole,
-)
+from .evidence_tables import autopsy_table, bytes_table, check_page, fill, matrix, write_whole
 
 BUDGETS = (96, 128, 160, 200, 256, 320)
 METHODS = (

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..eval.report import ArmReport, Report, make_report
-from ..eval.results import Results
-from ..eval.rows import arm_label
+from ..engine.errors import ConfigError
+from ..eval.cases.rows import arm_label
+from ..eval.results.file import Results
+from ..eval.results.report import ArmReport, Report, make_report
 from .autopsy import FAR_VALUE, KINDS
 
 _KEPT = "[k/n]: in k of n texts nothing was evicted; they say nothing about the method."

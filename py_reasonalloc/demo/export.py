@@ -14,9 +14,9 @@ import gguf
 import numpy as np
 import torch
 
+from ..task.problems import ASSISTANT_TOKEN, END_TOKEN, USER_TOKEN
+from ..task.vocab import BOS_ID, CONTROL_TOKENS, END_ID, FILE_NAMES, MERGES, SYMBOLS, VISIBLE_TOKENS
 from .model import ModelConfig
-from .problems import ASSISTANT_TOKEN, END_TOKEN, USER_TOKEN
-from .vocab import BOS_ID, CONTROL_TOKENS, END_ID, FILE_NAMES, MERGES, SYMBOLS, VISIBLE_TOKENS
 
 #: Context that the metadata names (tokens). Trained chains are shorter: see MODEL_CARD.md.
 N_CTX = 4096

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .vocab import BOS_ID, token_id
+from ..task.vocab import BOS_ID, token_id
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import DemoModel, KeyDropout, ModelConfig
-from .problems import (
+from ..task.problems import (
     MAX_STEPS,
     MAX_VALUE,
     NAMES,
@@ -28,7 +27,8 @@ from .problems import (
     Problem,
     generate_problem,
 )
-from .vocab import BOS_ID, END_ID, N_VOCAB, encode, token_id
+from ..task.vocab import BOS_ID, END_ID, N_VOCAB, encode, token_id
+from .model import DemoModel, KeyDropout, ModelConfig
 
 #: Loss weight of the token after these: sums, lookups, names, signs; 1 after all others.
 _WEIGHT_AFTER = (

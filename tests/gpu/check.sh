@@ -69,7 +69,7 @@ stage "engine tests, $layers layers on the GPU" tests "$@"
 
 # one operation per KV head against one masked operation per layer, where budgets are uneven
 bench() {
-    "$python" -m py_reasonalloc.bench.cli "$@" --splits even,uneven --attention head,layer \
+    "$python" -m py_reasonalloc.commands.bench "$@" --splits even,uneven --attention head,layer \
         --stock f16 --json "$out/bench.json" --markdown "$out/bench.md" --plot "$out/bench.svg"
 }
 if [[ "$backend" == cpu ]]; then

@@ -32,7 +32,7 @@ def decode(args: argparse.Namespace, n_steps: int) -> None:
     sys.path.insert(0, str(ROOT / "tests" / "python"))
     from engine import Engine
 
-    from py_reasonalloc.cli import DEMO_MODEL
+    from py_reasonalloc.task.shipped import DEMO_MODEL
 
     tokens = [4 + (i * i + i // 7) % 56 for i in range(args.budget + args.buffer + n_steps)]
     config = {"buffer": args.buffer, "head_alloc": args.heads, "policy": args.policy}
@@ -49,7 +49,7 @@ def decode_stock(n_steps: int) -> None:
     """What is counted with --stock: no budget, none of our functions."""
     from py_reasonalloc.bench.engine import Engine
     from py_reasonalloc.bench.jobs import Arm, Job
-    from py_reasonalloc.cli import DEMO_MODEL
+    from py_reasonalloc.task.shipped import DEMO_MODEL
 
     with Engine(Job("decode", Arm("stock"), str(DEMO_MODEL), n_threads=1)) as engine:
         engine.open_context(512)

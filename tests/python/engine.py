@@ -6,9 +6,10 @@ reads back what the cache holds; nothing of it is shipped.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 #: Layers on a GPU, for runs of these tests on one (tests/gpu/check.sh).
 N_GPU_LAYERS = int(os.environ.get("REASONALLOC_TEST_GPU_LAYERS", "0"))
@@ -30,6 +31,24 @@ def _silent(level: int, text: bytes, user: Any) -> None:
 
 
 lib.llama_log_set(_silent, ctypes.c_void_p(0))
+
+
+@contextlib.contextmanager
+def aborting(ctx: Any, n_calls: int = 0) -> Iterator[None]:
+    """Let llama.cpp abort inside the block, when it asks for the time after `n_calls` times."""
+    left = n_calls
+
+    def abort(_: object) -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    callback = lib.ggml_abort_callback(abort)
+    lib.llama_set_abort_callback(ctx, callback, None)
+    try:
+        yield
+    finally:
+        lib.llama_set_abort_callback(ctx, lib.ggml_abort_callback(0), None)
 
 
 @dataclass

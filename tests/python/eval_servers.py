@@ -14,23 +14,19 @@ from typing import Any
 import pytest
 
 from py_reasonalloc import __version__
-from py_reasonalloc.eval.datasets import DEMO_DATASET, load_dataset
-from py_reasonalloc.eval.methods import Arm, Common, parse_arms, setup_of
-from py_reasonalloc.eval.wire import (
-    CHAT_PATH,
-    FIELD,
-    setup_to_json,
-)
-from py_reasonalloc.eval.worker import Job, Task
-from py_reasonalloc.identity import read_identity
-from py_reasonalloc.lookup import find_profile
+from py_reasonalloc.engine.identity import read_identity
+from py_reasonalloc.eval.cases.datasets import DEMO_DATASET, load_dataset
+from py_reasonalloc.eval.cases.methods import Arm, Common, parse_arms, setup_of
+from py_reasonalloc.eval.decode.worker import Job, Task
+from py_reasonalloc.eval.remote.wire import CHAT_PATH, FIELD, setup_to_json
+from py_reasonalloc.profile.lookup import find_profile
 
 httpx = pytest.importorskip("httpx")
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (
-    "from py_reasonalloc.console import run_command; "
-    "from py_reasonalloc.eval.serve import serve_command; "
+    "from py_reasonalloc.output.console import run_command; "
+    "from py_reasonalloc.commands.eval_serve import serve_command; "
     "run_command(serve_command, 'reasonalloc-eval serve')"
 )
 ARMS = parse_arms(["full", "rkv", "reasonalloc+kv=q8_0"], [112, 128])

@@ -11,7 +11,7 @@ import reference_alloc as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 
 def int32s(values) -> ctypes.Array:

@@ -232,7 +232,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory):
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "py_reasonalloc.bench.cli", *map(str, arguments)],
+            [sys.executable, "-m", "py_reasonalloc.commands.bench", *map(str, arguments)],
             capture_output=True,
             text=True,
             encoding="utf-8",

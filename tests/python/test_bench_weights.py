@@ -14,18 +14,17 @@ from gguf import GGMLQuantizationType as Kind
 
 from py_reasonalloc import ModelFileError, ReasonLlama
 from py_reasonalloc.bench import weights
+from py_reasonalloc.bench.models import cached_path, model_file
 from py_reasonalloc.bench.shapes import SHAPES
 from py_reasonalloc.bench.weights import (
     WEIGHTS,
     TensorPlan,
-    cached_path,
     model_bytes,
-    model_file,
     plan_tensors,
     tensor_chunks,
     write_model,
 )
-from py_reasonalloc.identity import read_identity
+from py_reasonalloc.engine.identity import read_identity
 from py_reasonalloc.sizes import SHAPES as CACHE_SHAPES
 
 DEMO = SHAPES["demo"]

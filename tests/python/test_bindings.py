@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 
 import py_reasonalloc
-from py_reasonalloc import _bindings as c
-from py_reasonalloc import errors
+from py_reasonalloc.engine import bindings as c
+from py_reasonalloc.engine import errors
 
 HEADER = re.sub(
     r"/\*.*?\*/", "", (ROOT / "native/include/reasonalloc.h").read_text(), flags=re.DOTALL
@@ -28,7 +28,7 @@ def test_the_header_was_understood() -> None:
     assert len(functions()) == HEADER.count("RA_API ") - len(re.findall(r"define RA_API", HEADER))
 
 
-# the ra_sizeof_ functions are called by _lib.check_struct_sizes
+# the ra_sizeof_ functions are called by library.check_struct_sizes
 @pytest.mark.parametrize("name", sorted(n for n in functions() if not n.startswith("ra_sizeof_")))
 def test_every_function_is_bound(name) -> None:
     assert len(getattr(c, name).argtypes) == len(functions()[name])
@@ -82,7 +82,7 @@ def test_log_callback_is_put_back() -> None:
 
     from llama_cpp import llama_cpp as bindings
 
-    from py_reasonalloc._log import LogCapture
+    from py_reasonalloc.engine.log import LogCapture
 
     def address() -> int:
         callback = bindings.llama_log_callback()

@@ -127,6 +127,20 @@ def test_source_missing_path_refused(pin, tmp_path):
         llama_source.read_source(pin, str(tmp_path / "nothing.tar.gz"))
 
 
+@pytest.mark.parametrize(
+    ("override", "xdg"), [(None, None), (None, "/x/cache"), ("/o", None), ("~/o", "/x/cache")]
+)
+def test_builds_and_the_package_keep_things_in_one_folder(override, xdg, monkeypatch):
+    from py_reasonalloc.engine.cache import user_cache
+
+    for name, value in (("REASONALLOC_CACHE_DIR", override), ("XDG_CACHE_HOME", xdg)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert llama_source.cache_dir() == user_cache()
+
+
 def test_cache_is_used_without_network(pin, archive, tmp_path, monkeypatch):
     monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(llama_source, "_pip_download", lambda *_: pytest.fail("downloaded"))

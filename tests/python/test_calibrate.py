@@ -13,12 +13,12 @@ from conftest import ROOT, TIMEOUT
 from numpy_model import NumpyModel
 
 from py_reasonalloc import BudgetConfig, ConfigError, ReasonLlama, UnsupportedError
-from py_reasonalloc.calibrate import Settings, calibrate, tokens_for_mass
-from py_reasonalloc.errors import ContextFullError
-from py_reasonalloc.generate import Generation, Sampling
-from py_reasonalloc.identity import read_identity
-from py_reasonalloc.lookup import cached_path
-from py_reasonalloc.profiles import load_profile
+from py_reasonalloc.engine.errors import ContextFullError
+from py_reasonalloc.engine.identity import read_identity
+from py_reasonalloc.profile.files import load_profile
+from py_reasonalloc.profile.lookup import cached_path
+from py_reasonalloc.run.calibrate import Settings, calibrate, tokens_for_mass
+from py_reasonalloc.session.generate import Generation, Sampling
 
 GREEDY = Settings(steps=40, sampling=Sampling(temp=0.0), kv_type="f32", n_threads=1)
 
@@ -173,7 +173,7 @@ def test_what_is_refused(make_gguf) -> None:
 
 def test_command(demo_model, tmp_path) -> None:
     def measure(name: str, *more):
-        command = [sys.executable, "-m", "py_reasonalloc.profile_cli", "demo", "-o"]
+        command = [sys.executable, "-m", "py_reasonalloc.commands.profile", "demo", "-o"]
         arguments = [tmp_path / name, "--steps", 24, "--threads", 1, *more]
         return subprocess.run(
             [*command, *map(str, arguments)],

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from gguf_factory import CHAT_TEMPLATE
 
-from py_reasonalloc.config import policy_names
+from py_reasonalloc.session.config import policy_names
 
 KEYS = {
     "text", "n_prompt", "n_generated", "stop_reason", "prompt_seconds", "decode_seconds",
@@ -305,7 +305,7 @@ def test_demo(cli) -> None:
 
 
 def test_demo_with_the_full_cache_is_right(cli) -> None:
-    from py_reasonalloc.demo.problems import SAMPLE_PROBLEM, extract_answer
+    from py_reasonalloc.task.problems import SAMPLE_PROBLEM, extract_answer
 
     found = report(cli("demo", "--json", "--no-budget"))
     assert extract_answer(found["text"]) == SAMPLE_PROBLEM.answer

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 
 from py_reasonalloc import BudgetConfig, BudgetError, ConfigError, NotFoundError
-from py_reasonalloc import _bindings as c
-from py_reasonalloc.config import KV_TYPES, MAX_TOKENS, MAX_WINDOW, kv_type_id, policy_names
+from py_reasonalloc.engine import bindings as c
+from py_reasonalloc.session.config import KV_TYPES, MAX_TOKENS, MAX_WINDOW, kv_type_id, policy_names
 
 NATIVE_NAMES = {
     "budget": "budget",

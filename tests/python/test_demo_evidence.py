@@ -13,13 +13,13 @@ import pytest
 from conftest import ROOT
 
 from py_reasonalloc import ConfigError, ReasonLlama
-from py_reasonalloc.console import run_command
 from py_reasonalloc.demo import autopsy, evaluate, evidence, evidence_tables
-from py_reasonalloc.demo.problems import generate_problem
-from py_reasonalloc.demo.vocab import decode, encode
-from py_reasonalloc.eval import datasets
-from py_reasonalloc.eval.results import Results, read_results
-from py_reasonalloc.eval.rows import Row
+from py_reasonalloc.eval.cases import datasets
+from py_reasonalloc.eval.cases.rows import Row
+from py_reasonalloc.eval.results.file import Results, read_results
+from py_reasonalloc.output.console import run_command
+from py_reasonalloc.task.problems import generate_problem
+from py_reasonalloc.task.vocab import decode, encode
 
 
 def test_equal_bytes_are_equal() -> None:

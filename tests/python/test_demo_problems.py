@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from py_reasonalloc.demo import problems as dp
+from py_reasonalloc.task import problems as dp
 
 _WORD = {word: value for value, word in enumerate(dp.NUMBERS)}
 

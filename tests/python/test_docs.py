@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("include", "core", "policy", "alloc", "engine")

@@ -11,7 +11,7 @@ from llama_cpp import llama_cpp as lib
 from test_engine_graphs import describe, parse
 from test_engine_parity import random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 # the same rows by the same kernel (on x86-64 the logits are the same bits); they are of size 10
 TOLERANCE = 2e-4

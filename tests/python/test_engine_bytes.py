@@ -11,7 +11,7 @@ import pytest
 from engine import KV_TYPES, Engine
 from test_engine_parity import random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 # bytes of a row of 64 values
 ROW_BYTES = {"f32": 256, "f16": 128, "bf16": 128, "q8_0": 68, "q4_0": 36}

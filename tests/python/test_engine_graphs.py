@@ -24,7 +24,7 @@ from engine import Engine
 from llama_cpp import llama_cpp as lib
 from test_engine_parity import random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "native" / "cmake"))
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine import KV_TYPES, Engine
+from engine import KV_TYPES, Engine, aborting
 from llama_cpp import llama_cpp as lib
 from test_engine_parity import random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 MODEL = {"arch": "llama", "n_layer": 2, "n_head": 4, "n_head_kv": 2, "n_ctx_train": 4096}
 SMALL = {"buffer": 16, "n_sink": 4, "n_window": 8}
@@ -187,19 +187,10 @@ def test_aborted_decode_leaves_the_cache_usable(path: Path, n_before: int) -> No
     for n_calls in (1, 5, 20, 60, 150):
         with Engine(path, 32, config=SMALL) as engine:
             engine.decode(tokens)
-            left = n_calls
-
-            def abort(_: object) -> bool:
-                nonlocal left
-                left -= 1
-                return left < 0
-
-            callback = lib.ggml_abort_callback(abort)
-            lib.llama_set_abort_callback(engine.ctx, callback, None)
             batch = random_tokens(48, seed=3)
             array = (lib.llama_token * 48)(*batch)
-            status = lib.llama_decode(engine.ctx, lib.llama_batch_get_one(array, 48))
-            lib.llama_set_abort_callback(engine.ctx, lib.ggml_abort_callback(0), None)
+            with aborting(engine.ctx, n_calls):
+                status = lib.llama_decode(engine.ctx, lib.llama_batch_get_one(array, 48))
             n_pos = engine.stats().n_pos
             assert n_pos == n_before + 48 if status == 0 else n_before <= n_pos < n_before + 48
             for il in range(2):
@@ -223,11 +214,9 @@ def test_rollback_is_exact(path: Path) -> None:
     with Engine(path, 32, config=SMALL) as engine, Engine(path, 32, config=SMALL) as fresh:
         engine.decode(tokens)
         fresh.decode(tokens)
-        callback = lib.ggml_abort_callback(lambda _: True)
-        lib.llama_set_abort_callback(engine.ctx, callback, None)
         array = (lib.llama_token * 1)(7)
-        assert lib.llama_decode(engine.ctx, lib.llama_batch_get_one(array, 1)) != 0
-        lib.llama_set_abort_callback(engine.ctx, lib.ggml_abort_callback(0), None)
+        with aborting(engine.ctx):
+            assert lib.llama_decode(engine.ctx, lib.llama_batch_get_one(array, 1)) != 0
         assert np.array_equal(engine.decode(more), fresh.decode(more))
 
 

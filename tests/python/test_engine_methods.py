@@ -10,7 +10,7 @@ import pytest
 from engine import Engine
 from test_engine_parity import demo_prompt, random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 POLICIES = [c.ra_policy_name(i).decode() for i in range(c.ra_policy_count())]
 LAYER_ALLOCS = [c.ra_alloc_name(0, i).decode() for i in range(c.ra_alloc_count(0))]
@@ -48,7 +48,7 @@ def check_budgets(engine: Engine, n_layer: int, n_head_kv: int) -> None:
 def test_every_method_on_the_demo_model(demo_model, policy: str, layers: str, heads: str) -> None:
     from llama_cpp import llama_cpp as lib
 
-    from py_reasonalloc.demo.problems import SAMPLE_PROBLEM
+    from py_reasonalloc.task.problems import SAMPLE_PROBLEM
 
     with Engine(demo_model, n_ctx=256) as probe:
         n_layer = lib.llama_model_n_layer(probe.model)

@@ -77,7 +77,7 @@ def demo_f32(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def demo_tokens(demo_f32: Path) -> tuple[list[int], int]:
     """A sample problem and 200 tokens of its chain of thought; the prompt's length."""
-    from py_reasonalloc.demo.problems import SAMPLE_PROBLEM
+    from py_reasonalloc.task.problems import SAMPLE_PROBLEM
 
     with Engine(demo_f32) as engine:
         prompt = demo_prompt(engine, SAMPLE_PROBLEM)
@@ -196,7 +196,7 @@ def test_policy_on_real_queries_and_keys(demo_f32, demo_tokens, policy: str) -> 
 @pytest.mark.parametrize("index", range(20))
 def test_adaptive_heads_on_demo_problems(demo_f32, index: int) -> None:
     """ReasonAlloc's heads on 20 problems: budgets and kept sets of every compression."""
-    from py_reasonalloc.demo.problems import generate_problem
+    from py_reasonalloc.task.problems import generate_problem
 
     buffer, budget = 16, 40
     config = {"policy": "rkv", "head_alloc": "adaptive", "buffer": buffer}

@@ -75,7 +75,7 @@ def test_ragged_heads_match_stock(make_gguf, kv: str, flash_attn: bool, attentio
 @pytest.mark.parametrize("kv,flash_attn", [("f16", True), ("f16", False), ("q8_0", True)])
 def test_greedy_text_of_the_demo_model(demo_model: Path, kv: str, flash_attn: bool) -> None:
     """300 greedy tokens of the shipped model are the same, and so are their logits."""
-    from py_reasonalloc.demo.problems import SAMPLE_PROBLEM
+    from py_reasonalloc.task.problems import SAMPLE_PROBLEM
 
     kwargs = {"kv": kv, "flash_attn": flash_attn}
     with Engine(demo_model, **kwargs) as stock, Engine(demo_model, 1024, **kwargs) as ours:

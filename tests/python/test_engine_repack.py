@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine import Engine
+from engine import Engine, aborting
 from llama_cpp import llama_cpp as lib
 from test_engine_graphs import describe, parse
 from test_engine_memory import get_state, snapshot
 from test_engine_parity import random_tokens
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 SHAPES = {
     "gqa64": {"arch": "llama", "n_layer": 2, "n_head": 4, "n_head_kv": 2, "head_dim": 64},
@@ -130,19 +130,10 @@ def test_an_aborted_gather_empties_the_cache(make_gguf) -> None:
             engine.clear()
             gather_always(engine)
             engine.decode(random_tokens(56))
-            left = n_calls
-
-            def abort(_: object) -> bool:
-                nonlocal left
-                left -= 1
-                return left < 0
-
-            callback = lib.ggml_abort_callback(abort)
-            lib.llama_set_abort_callback(engine.ctx, callback, None)
-            status = lib.llama_decode(
-                engine.ctx, lib.llama_batch_get_one((lib.llama_token * 1)(7), 1)
-            )
-            lib.llama_set_abort_callback(engine.ctx, lib.ggml_abort_callback(0), None)
+            with aborting(engine.ctx, n_calls):
+                status = lib.llama_decode(
+                    engine.ctx, lib.llama_batch_get_one((lib.llama_token * 1)(7), 1)
+                )
             n_pos = engine.stats().n_pos
             engine.n_pos = n_pos
             if n_pos == 0:

@@ -17,10 +17,10 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from py_reasonalloc.demo.problems import generate_problem
-from py_reasonalloc.errors import ConfigError
-from py_reasonalloc.eval import answers
-from py_reasonalloc.eval.answers import (
+from py_reasonalloc.engine.errors import ConfigError
+from py_reasonalloc.eval.cases.datasets import load_problems
+from py_reasonalloc.eval.decode import answers
+from py_reasonalloc.eval.decode.answers import (
     AFTER_BOX,
     Judgement,
     MathChecker,
@@ -28,7 +28,7 @@ from py_reasonalloc.eval.answers import (
     judge_for,
     judge_math,
 )
-from py_reasonalloc.eval.datasets import load_problems
+from py_reasonalloc.task.problems import generate_problem
 
 DATA_DIR = os.environ.get("REASONALLOC_DATA_DIR")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from py_reasonalloc.eval.results import read_results
+from py_reasonalloc.eval.results.file import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Short texts: they are cut off, which is no matter here.
@@ -23,7 +23,7 @@ ARMS = ("--methods", "full,rkv,reasonalloc+kv=q8_0", "--budgets", "112,128")
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "py_reasonalloc.eval.cli", *map(str, arguments)],
+        [sys.executable, "-m", "py_reasonalloc.commands.eval", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from py_reasonalloc.demo.problems import TRAIN_SEED_BASE, generate_problem, is_eval_prompt
-from py_reasonalloc.errors import ConfigError
-from py_reasonalloc.eval import datasets
-from py_reasonalloc.eval.datasets import (
+from py_reasonalloc.engine.errors import ConfigError
+from py_reasonalloc.eval.cases import datasets
+from py_reasonalloc.eval.cases.datasets import (
     BOXED_TEMPLATE,
     MAX_LINE_BYTES,
     default_template,
@@ -26,7 +25,8 @@ from py_reasonalloc.eval.datasets import (
     read_template,
     shuffled,
 )
-from py_reasonalloc.eval.rows import Problem
+from py_reasonalloc.eval.cases.rows import Problem
+from py_reasonalloc.task.problems import TRAIN_SEED_BASE, generate_problem, is_eval_prompt
 
 DATA_DIR = os.environ.get("REASONALLOC_DATA_DIR")
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from py_reasonalloc import ReasonLlama
-from py_reasonalloc.demo.problems import LEVEL_STEPS, generate_problem
-from py_reasonalloc.errors import ConfigError
-from py_reasonalloc.eval.datasets import load_problems
-from py_reasonalloc.eval.loops import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopDetector
+from py_reasonalloc.engine.errors import ConfigError
+from py_reasonalloc.eval.cases.datasets import load_problems
+from py_reasonalloc.eval.decode.loops import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopDetector
+from py_reasonalloc.task.problems import LEVEL_STEPS, generate_problem
 
 DATA_DIR = os.environ.get("REASONALLOC_DATA_DIR")
 

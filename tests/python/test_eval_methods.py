@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from py_reasonalloc import BudgetConfig, ConfigError
-from py_reasonalloc.config import policy_names
-from py_reasonalloc.eval.methods import (
+from py_reasonalloc.eval.cases.methods import (
     Arm,
     Common,
     method_names,
@@ -17,7 +16,8 @@ from py_reasonalloc.eval.methods import (
     profile_of,
     setup_of,
 )
-from py_reasonalloc.lookup import find_profile
+from py_reasonalloc.profile.lookup import find_profile
+from py_reasonalloc.session.config import policy_names
 
 
 def common(**fields: object) -> Common:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import re
 
-from py_reasonalloc.eval.progress import LINE_SECONDS, Progress
-from py_reasonalloc.eval.rows import Row
+from py_reasonalloc.commands.eval_progress import LINE_SECONDS, Progress
+from py_reasonalloc.eval.cases.rows import Row
 
 
 class Terminal(io.StringIO):

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from py_reasonalloc.console import run_command
-from py_reasonalloc.errors import ConfigError
-from py_reasonalloc.eval import results
-from py_reasonalloc.eval.report import make_report
-from py_reasonalloc.eval.report_cli import report_command
-from py_reasonalloc.eval.report_tables import csv_table, markdown_table, text_table
-from py_reasonalloc.eval.results import Results, ResultsFile, read_results
-from py_reasonalloc.eval.rows import Row
+from py_reasonalloc.commands.eval_report import report_command
+from py_reasonalloc.engine.errors import ConfigError
+from py_reasonalloc.eval.cases.rows import Row
+from py_reasonalloc.eval.results import file as results
+from py_reasonalloc.eval.results.file import Results, ResultsFile, read_results
+from py_reasonalloc.eval.results.report import make_report
+from py_reasonalloc.eval.results.tables import csv_table, markdown_table, text_table
+from py_reasonalloc.output.console import run_command
 
 SETTINGS = {
     "version": "0.1.0",
@@ -411,7 +411,7 @@ def test_plots(file, tmp_path, capsys, suffix) -> None:
 
 @needs_matplotlib
 def test_plots_of_many_methods_and_of_little(tmp_path) -> None:
-    from py_reasonalloc.eval.report_plot import save_plot
+    from py_reasonalloc.eval.results.plot import save_plot
 
     many = [line for i in range(13) for line in arm(f"$m_{i}", 64 + 64 * (i % 2), "1101")]
     save_plot(make_report([of(*many, *arm("full", 0, "11"), *arm("full+kv=q8_0", 0, "10"))]),

@@ -20,10 +20,10 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from py_reasonalloc.errors import ConfigError, ReasonAllocError
-from py_reasonalloc.eval import results
-from py_reasonalloc.eval.results import MAX_LINE, ResultsFile, read_results
-from py_reasonalloc.eval.rows import Row
+from py_reasonalloc.engine.errors import ConfigError, ReasonAllocError
+from py_reasonalloc.eval.cases.rows import Row
+from py_reasonalloc.eval.results import file as results
+from py_reasonalloc.eval.results.file import MAX_LINE, ResultsFile, read_results
 
 SETTINGS: dict[str, Any] = {
     "model": "demo.gguf",
@@ -272,9 +272,9 @@ def test_threads(tmp_path, monkeypatch) -> None:
 _CHILD = """
 import json, random, sys
 from dataclasses import replace
-from py_reasonalloc.errors import ConfigError
-from py_reasonalloc.eval.results import ResultsFile
-from py_reasonalloc.eval.rows import Row
+from py_reasonalloc.engine.errors import ConfigError
+from py_reasonalloc.eval.results.file import ResultsFile
+from py_reasonalloc.eval.cases.rows import Row
 
 path, mode, settings, row = sys.argv[1:]
 row = Row(**json.loads(row))

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,34 +29,19 @@ from eval_servers import (
     Proxy,
     by_key,
     completion,
-    make_job,
     request_body,
 )
 
 from py_reasonalloc import ConfigError, ReasonAllocError
-from py_reasonalloc.eval.http_server import ModelServer
-from py_reasonalloc.eval.methods import Arm, Setup
-from py_reasonalloc.eval.run import plan_tasks, solve_here
-from py_reasonalloc.eval.servers import Server, solve_on_servers
-from py_reasonalloc.eval.wire import (
-    CHAT_PATH,
-    FIELD,
-    MEASURED,
-)
-from py_reasonalloc.eval.worker import Job, Task
-from py_reasonalloc.identity import read_identity
+from py_reasonalloc.engine.identity import read_identity
+from py_reasonalloc.eval.cases.methods import Arm, Setup
+from py_reasonalloc.eval.decode.run import plan_tasks, solve_here
+from py_reasonalloc.eval.decode.worker import Job, Task
+from py_reasonalloc.eval.remote.http_server import ModelServer
+from py_reasonalloc.eval.remote.servers import Server, solve_on_servers
+from py_reasonalloc.eval.remote.wire import CHAT_PATH, FIELD, MEASURED
 
 httpx = pytest.importorskip("httpx")
-
-
-@pytest.fixture(scope="module")
-def job(demo_model: Path) -> Job:
-    return make_job(demo_model)
-
-
-@pytest.fixture(scope="module")
-def tasks(job: Job) -> list[Task]:
-    return plan_tasks(ARMS, job.problems, 1, ())
 
 
 @pytest.fixture(scope="module")

@@ -7,44 +7,27 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from eval_servers import (
-    ARMS,
     N_PROBLEMS,
     NO_PAUSE,
     RKV,
     Fake,
     by_key,
     completion,
-    make_job,
     rkv_tasks,
 )
 
 from py_reasonalloc import ConfigError, ReasonAllocError
-from py_reasonalloc.eval import exchange
-from py_reasonalloc.eval.methods import Arm
-from py_reasonalloc.eval.run import plan_tasks
-from py_reasonalloc.eval.servers import PAUSES, Server, read_servers, solve_on_servers
-from py_reasonalloc.eval.wire import (
-    FIELD,
-    MEASURED,
-)
-from py_reasonalloc.eval.worker import Job, Task, request_of
+from py_reasonalloc.eval.cases.methods import Arm
+from py_reasonalloc.eval.decode.worker import Job, Task, request_of
+from py_reasonalloc.eval.remote import exchange
+from py_reasonalloc.eval.remote.servers import PAUSES, Server, read_servers, solve_on_servers
+from py_reasonalloc.eval.remote.wire import FIELD, MEASURED
 
 httpx = pytest.importorskip("httpx")
-
-
-@pytest.fixture(scope="module")
-def job(demo_model: Path) -> Job:
-    return make_job(demo_model)
-
-
-@pytest.fixture(scope="module")
-def tasks(job: Job) -> list[Task]:
-    return plan_tasks(ARMS, job.problems, 1, ())
 
 
 def test_every_text_has_seeds_of_its_own(job: Job, tasks: list[Task]) -> None:

@@ -11,8 +11,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from py_reasonalloc.errors import ConfigError
-from py_reasonalloc.eval.statistics import (
+from py_reasonalloc.engine.errors import ConfigError
+from py_reasonalloc.eval.results.statistics import (
     Z95,
     paired_difference,
     pass_at_1,

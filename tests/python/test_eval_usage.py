@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from py_reasonalloc.errors import ConfigError
-from py_reasonalloc.eval import cli, datasets, worker
-from py_reasonalloc.eval.results import read_results
-from py_reasonalloc.profiles import profiles_folder
+from py_reasonalloc.commands import eval as cli
+from py_reasonalloc.engine.errors import ConfigError
+from py_reasonalloc.eval.cases import datasets
+from py_reasonalloc.eval.decode import worker
+from py_reasonalloc.eval.results.file import read_results
+from py_reasonalloc.profile.files import profiles_folder
 
 SHIPPED = [profiles_folder() / f"demo-reasoner{end}.json" for end in ("", "-horizon")]
 N_PROBLEMS = 6

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from py_reasonalloc import ConfigError, __version__
-from py_reasonalloc.eval.methods import Arm, Common, parse_arms, setup_of
-from py_reasonalloc.eval.wire import (
+from py_reasonalloc.eval.cases.methods import Arm, Common, parse_arms, setup_of
+from py_reasonalloc.eval.remote.wire import (
     FIELD,
     Served,
     parse_request,
     setup_from_json,
     setup_to_json,
 )
-from py_reasonalloc.lookup import find_profile
+from py_reasonalloc.profile.lookup import find_profile
 
 
 def test_every_cache_survives_the_wire(demo_model) -> None:

@@ -15,16 +15,9 @@ from sessions import SMALL, complete
 from traces import small_trace
 
 from py_reasonalloc import ReasonLlama
-from py_reasonalloc.inspect_view import (
-    ASCII_BARS,
-    Style,
-    chosen_heads,
-    heat_map,
-    marked_text,
-    shrunk,
-)
-from py_reasonalloc.trace import Compression, Header, LayerCompression, State, Trace, runs_of
-from py_reasonalloc.trace_read import read_trace
+from py_reasonalloc.trace.format import Compression, Header, LayerCompression, State, Trace, runs_of
+from py_reasonalloc.trace.read import read_trace
+from py_reasonalloc.trace.view import ASCII_BARS, Style, chosen_heads, heat_map, marked_text, shrunk
 
 FAILURE, USAGE = 1, 2
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -45,7 +38,7 @@ def inspect():
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "py_reasonalloc.inspect_trace", *map(str, arguments)],
+            [sys.executable, "-m", "py_reasonalloc.commands.inspect", *map(str, arguments)],
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -108,7 +101,7 @@ def test_colours_in_a_terminal_only(tmp_path, no_color) -> None:
     path = small_trace(tmp_path / "t.jsonl", model="evil\x1b]0;title\x07")
     main, side = pty.openpty()
     environment = {**os.environ, "NO_COLOR": no_color, "PYTHONUTF8": "1"}
-    command = [sys.executable, "-m", "py_reasonalloc.inspect_trace", str(path)]
+    command = [sys.executable, "-m", "py_reasonalloc.commands.inspect", str(path)]
     with subprocess.Popen(command, stdout=side, cwd=ROOT, env=environment) as process:
         os.close(side)
         output = b""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from py_reasonalloc._lib import ABI_VERSION
+from py_reasonalloc.engine.library import ABI_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,20 +44,21 @@ def test_version_is_the_same_everywhere(installed):
 
     assert importlib.metadata.version("reasonalloc") == py_reasonalloc.__version__
     done = run_python(
-        "import ctypes; from py_reasonalloc._lib import load_library; lib = load_library();"
-        "lib.ra_version.restype = ctypes.c_char_p; print(lib.ra_version().decode())"
+        "import ctypes; from py_reasonalloc.engine.library import load_library;"
+        "lib = load_library(); lib.ra_version.restype = ctypes.c_char_p;"
+        "print(lib.ra_version().decode())"
     )
     assert done.stdout.strip() == py_reasonalloc.__version__, done.stderr
 
 
 def test_loader_constants_match_header_and_pin():
-    from py_reasonalloc import _lib
+    from py_reasonalloc.engine import library
 
     header = (ROOT / "native" / "include" / "reasonalloc.h").read_text(encoding="utf-8")
     match = re.search(r"#define RA_ABI_VERSION (\d+)", header)
-    assert match and int(match.group(1)) == _lib.ABI_VERSION
+    assert match and int(match.group(1)) == library.ABI_VERSION
     pin = json.loads((ROOT / "native" / "cmake" / "llama_cpp.json").read_text(encoding="utf-8"))
-    assert pin["version"] == _lib.BINDINGS_VERSION
+    assert pin["version"] == library.BINDINGS_VERSION
 
 
 def test_installed_files(installed):
@@ -76,8 +77,8 @@ def test_installed_files(installed):
 @pytest.mark.parametrize(
     "code",
     [
-        "import llama_cpp; from py_reasonalloc._lib import load_library",
-        "from py_reasonalloc._lib import load_library; load_library(); import llama_cpp",
+        "import llama_cpp; from py_reasonalloc.engine.library import load_library",
+        "from py_reasonalloc.engine.library import load_library; load_library(); import llama_cpp",
     ],
 )
 def test_one_library_in_either_import_order(installed, code):
@@ -89,7 +90,7 @@ def test_one_library_in_either_import_order(installed, code):
     assert "llama_cpp" in done.stdout
 
 
-LOAD = "from py_reasonalloc._lib import load_library; load_library()"
+LOAD = "from py_reasonalloc.engine.library import load_library; load_library()"
 
 
 def test_foreign_library_folder_gives_one_message(installed, tmp_path):

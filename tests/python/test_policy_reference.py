@@ -10,7 +10,7 @@ import reference
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from py_reasonalloc import _bindings as c
+from py_reasonalloc.engine import bindings as c
 
 # The library works in float32: logits up to LOGIT_MAX carry a relative error of 2**-24, which the
 # exponential turns into an error of the softmax of LOGIT_MAX * 2**-24 = 2e-6, relative; differences

@@ -11,20 +11,21 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from py_reasonalloc import BudgetConfig, ConfigError, ProfileError, ReasonLlama, profile_cli
-from py_reasonalloc import _bindings as c
-from py_reasonalloc.cli import run as run_cli
-from py_reasonalloc.identity import BLOCK_BYTES, N_BLOCKS, family_slug, read_identity
-from py_reasonalloc.lookup import cached_path, find_profile, resolve_profile, save_to_cache
-from py_reasonalloc.probes import MATHS, MAX_PROMPTS, default_prompts, read_prompts
-from py_reasonalloc.profile_plot import bar, terminal_plot
-from py_reasonalloc.profiles import (
+from py_reasonalloc import BudgetConfig, ConfigError, ProfileError, ReasonLlama
+from py_reasonalloc.commands import profile as profile_cli
+from py_reasonalloc.commands.run import run as run_cli
+from py_reasonalloc.engine import bindings as c
+from py_reasonalloc.engine.identity import BLOCK_BYTES, N_BLOCKS, family_slug, read_identity
+from py_reasonalloc.profile.files import (
     MAX_FILE_BYTES,
     Profile,
     compare,
     load_profile,
     profiles_folder,
 )
+from py_reasonalloc.profile.lookup import cached_path, find_profile, resolve_profile, save_to_cache
+from py_reasonalloc.profile.plot import bar, terminal_plot
+from py_reasonalloc.run.probes import MATHS, MAX_PROMPTS, default_prompts, read_prompts
 
 GOOD = Profile(
     name="test",
@@ -285,7 +286,7 @@ def test_lookup_order(make_gguf, monkeypatch, tmp_path, good_file) -> None:
     path, shipped = make_gguf(), tmp_path / "shipped"
     shutil.copytree(profiles_folder() / "schema", shipped / "schema")
     load_profile(good_file)  # the schema has been read from where it is
-    monkeypatch.setattr("py_reasonalloc.lookup.profiles_folder", lambda: shipped)
+    monkeypatch.setattr("py_reasonalloc.profile.lookup.profiles_folder", lambda: shipped)
     assert find_profile(path) is None
 
     others = {

@@ -25,7 +25,7 @@ from py_reasonalloc import (
     ReasonLlama,
     UnsupportedError,
 )
-from py_reasonalloc.demo.problems import SAMPLE_PROBLEM
+from py_reasonalloc.task.problems import SAMPLE_PROBLEM
 
 
 @pytest.fixture

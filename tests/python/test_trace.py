@@ -17,17 +17,10 @@ from sessions import SMALL, complete
 from traces import as_lists
 
 from py_reasonalloc import ComputeError, ConfigError, NotFoundError, ReasonLlama
-from py_reasonalloc.inspect_view import (
-    Style,
-    chosen_heads,
-    marked_text,
-)
-from py_reasonalloc.trace import (
-    Compression,
-    State,
-)
-from py_reasonalloc.trace_read import read_trace
-from py_reasonalloc.trace_write import check_target
+from py_reasonalloc.trace.format import Compression, State
+from py_reasonalloc.trace.read import read_trace
+from py_reasonalloc.trace.view import Style, chosen_heads, marked_text
+from py_reasonalloc.trace.write import check_target
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 

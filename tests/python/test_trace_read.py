@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from traces import as_lists, small_trace
 
 from py_reasonalloc import TraceError
-from py_reasonalloc.inspect_view import Style, chosen_heads, heat_map, marked_text, summary
-from py_reasonalloc.trace import flat_of, positions_of, runs_of
-from py_reasonalloc.trace_read import read_trace
+from py_reasonalloc.trace.format import flat_of, positions_of, runs_of
+from py_reasonalloc.trace.read import read_trace
+from py_reasonalloc.trace.view import Style, chosen_heads, heat_map, marked_text, summary
 
 
 @given(st.sets(st.integers(0, 200)))

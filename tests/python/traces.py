@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from py_reasonalloc.trace import Compression, Header, LayerCompression, positions_of, runs_of
-from py_reasonalloc.trace_write import TraceWriter
+from py_reasonalloc.trace.format import Compression, Header, LayerCompression, positions_of, runs_of
+from py_reasonalloc.trace.write import TraceWriter
 
 
 def as_lists(held) -> list[list[list[int]]]:

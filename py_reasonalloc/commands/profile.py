@@ -1,0 +1,158 @@
+"""The command `reasonalloc-profile`: measure a model's layer profile, or compare two.
+
+Exit codes: 0 done; 1 the model, the file or the decode failed; 2 wrong usage; 130 stopped by Ctrl-C
+(nothing is written).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..engine.errors import ConfigError
+from ..output.console import run_command
+from ..task.shipped import model_path
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("model", required=False)
+@click.option("-o", "--output", type=click.Path(), help="Profile to write.")
+@click.option(
+    "--prompts", "prompt_file", type=click.Path(), help="Probe prompts, one per line, at most 8."
+)
+@click.option(
+    "--steps", type=int, default=512, show_default=True, help="Most tokens to decode per prompt."
+)
+@click.option(
+    "--rho", type=float, default=0.93, show_default=True, help="Share of the attention to cover."
+)
+@click.option(
+    "--horizon",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Sum the attention over so many steps, then count; 0: count each step, as in the paper.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--temp", type=float, default=0.6, show_default=True, help="Temperature; 0: greedy.")
+@click.option("--raw", is_flag=True, help="Do not apply the model's chat template.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option(
+    "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
+)
+@click.option("--cache", is_flag=True, help="Keep the profile for reasonalloc-run, too.")
+@click.option("--plot", metavar="FILE", help="Draw it into a .png, .svg or .pdf (matplotlib).")
+@click.option(
+    "--compare",
+    nargs=2,
+    metavar="A.json B.json",
+    help="Show how alike two profiles are; --plot draws both.",
+)
+@click.version_option(__version__)
+def main(**arguments: Any) -> int:
+    """Measure how many cached tokens each layer of MODEL, a GGUF file, needs while it reasons.
+
+    The model decodes its own chain of thought on a few probe prompts (maths; "demo", the model
+    that comes with this package, gets the problems it knows) with the full cache. The profile is
+    written to -o and drawn. It makes `reasonalloc-run` give every layer the share it needs.
+    """
+    if arguments["plot"]:
+        from ..output.picture import check_picture
+
+        check_picture(arguments["plot"])
+    if arguments["compare"]:
+        if arguments["model"] is not None or arguments["output"] is not None:
+            raise ConfigError("--compare takes two profiles, no model and no -o")
+        _compare(arguments["compare"], arguments["plot"])
+        return 0
+    if arguments["model"] is None:
+        raise ConfigError("no model: pass a GGUF file, or demo")
+    if arguments["output"] is None and not arguments["cache"]:
+        raise ConfigError("nowhere to write the profile to: pass -o FILE or --cache")
+    _calibrate(arguments)
+    return 0
+
+
+def _calibrate(arguments: dict[str, Any]) -> None:
+    from ..engine.library import load_library
+
+    load_library()  # before anything else needs llama_cpp: its errors say what to do
+    from ..engine.identity import read_identity
+    from ..profile.lookup import save_to_cache
+    from ..profile.plot import save_picture, terminal_plot
+    from ..run.calibrate import Settings, measure
+    from ..run.probes import default_prompts, read_prompts
+    from ..session.generate import Sampling
+
+    settings = Settings(
+        steps=arguments["steps"],
+        rho=arguments["rho"],
+        horizon=arguments["horizon"],
+        sampling=Sampling(temp=arguments["temp"], seed=arguments["seed"]),
+        n_threads=arguments["threads"] or 0,
+        n_gpu_layers=arguments["gpu_layers"],
+        raw=arguments["raw"],
+    )
+    model = model_path(arguments["model"])
+    output = arguments["output"]
+    if output is not None and not Path(output).absolute().parent.is_dir():
+        raise ConfigError(f"{output}: cannot be written: its folder does not exist")
+    identity = read_identity(model)
+    if arguments["prompt_file"] is None:
+        prompts = default_prompts(identity, settings.sampling.seed)
+    else:
+        prompts = read_prompts(arguments["prompt_file"])
+    name = identity.families[0] if output is None else Path(output).stem
+    profile = measure(model, prompts, settings, name, _command(arguments))
+    if output is not None:
+        profile.save(output)
+    if arguments["cache"]:
+        save_to_cache(profile, identity)
+    click.echo(terminal_plot(profile))
+    if arguments["plot"]:
+        save_picture([profile], arguments["plot"])
+
+
+def _command(arguments: dict[str, Any]) -> str:
+    """Return the command that measures this profile, file names without their folders."""
+    words = ["reasonalloc-profile", Path(arguments["model"]).name]
+    for option, name in (("-o", "output"), ("--prompts", "prompt_file")):
+        if arguments[name] is not None:
+            words += [option, Path(arguments[name]).name]
+    words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
+    if arguments["horizon"] > 0:
+        words.append(f"--horizon={arguments['horizon']}")
+    return shlex.join([*words, *(["--raw"] if arguments["raw"] else [])])[:1000]
+
+
+def _compare(paths: tuple[str, str], picture: str | None) -> None:
+    from ..profile.files import compare, load_profile
+    from ..profile.plot import save_picture, terminal_plot
+
+    profiles = [load_profile(path) for path in paths]
+    likeness = compare(profiles[0], profiles[1])
+    for profile in profiles:
+        click.echo(terminal_plot(profile))
+    rank = likeness.rank_correlation
+    shown = "undefined (a flat curve)" if math.isnan(rank) else f"{rank:.3f} (1: the same order)"
+    click.echo(f"rank correlation   {shown}")
+    click.echo(f"L1 of the shares   {likeness.l1:.3f} (0: the same shape, 2: disjoint)")
+    if picture:
+        save_picture(profiles, picture)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of `reasonalloc-profile`: never returns, shows no traceback for bad input."""
+    run_command(main, "reasonalloc-profile", arguments)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,243 @@
+"""reasonalloc.h in ctypes: the same names, structs and argument order, and nothing else.
+
+Importing this module loads the library. Structs are compared with the library's own sizes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint8,
+    c_uint64,
+    c_void_p,
+)
+from typing import Any
+
+from .errors import error_from_status
+from .library import check_struct_sizes, load_library
+
+RA_STATUS_OK = 0
+
+_lib = load_library()
+
+
+class ra_config(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("budget", c_int32),
+        ("buffer", c_int32),
+        ("n_sink", c_int32),
+        ("n_window", c_int32),
+        ("n_protect", c_int32),
+        ("policy", c_char_p),
+        ("lambda_", c_float),
+        ("sim_threshold", c_float),
+        ("pool_kernel", c_int32),
+        ("ema", c_float),
+        ("seed", c_uint64),
+        ("value_guard", c_float),
+        ("n_guard", c_int32),
+        ("layer_budgets", POINTER(c_int32)),
+        ("n_layer_budgets", c_size_t),
+        ("head_budgets", POINTER(c_int32)),
+        ("n_head_budgets", c_size_t),
+        ("layer_alloc", c_char_p),
+        ("head_alloc", c_char_p),
+        ("gamma", c_double),
+        ("clip_lo", c_double),
+        ("clip_hi", c_double),
+        ("mu", c_double),
+        ("pyramid_beta", c_double),
+        ("layer_demand", POINTER(c_double)),
+        ("n_layer_demand", c_size_t),
+        ("attention", c_char_p),
+    )
+
+
+class ra_stats(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("n_layer", c_int32),
+        ("n_head_kv_max", c_int32),
+        ("budget", c_int32),
+        ("buffer", c_int32),
+        ("n_pos", c_int32),
+        ("peak_tokens", c_int32),
+        ("kv_bytes", c_int64),
+        ("window_bytes", c_int64),
+        ("scratch_bytes", c_int64),
+        ("kv_bytes_full", c_int64),
+        ("n_evicted", c_int64),
+        ("n_entries", c_int64),
+        ("n_compressions", c_int64),
+        ("compress_us", c_int64),
+        ("n_tokens_total", c_int64),
+    )
+
+
+class ra_head_stats(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("budget", c_int32),
+        ("capacity", c_int32),
+        ("used", c_int32),
+        ("offset", c_int32),
+        ("n_evicted", c_int64),
+    )
+
+
+class ra_shape(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (
+        ("n_layer", c_int32),
+        ("n_head_kv", c_int32),
+        ("head_dim_k", c_int32),
+        ("head_dim_v", c_int32),
+        ("type_k", c_int32),
+        ("type_v", c_int32),
+    )
+
+
+class ra_robustify_params(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (("gamma", c_double), ("lo", c_double), ("hi", c_double))
+
+
+check_struct_sizes(
+    _lib,
+    {
+        "ra_sizeof_config": ra_config,
+        "ra_sizeof_stats": ra_stats,
+        "ra_sizeof_head_stats": ra_head_stats,
+    },
+)
+
+# void (*)(user, i_compression, n_pos, il, n_head_kv, n_kv, pos, score, keep, budgets)
+ra_trace_cb = ctypes.CFUNCTYPE(
+    None,
+    c_void_p,
+    c_int64,
+    c_int32,
+    c_int32,
+    c_int32,
+    POINTER(c_int32),
+    POINTER(c_int32),
+    POINTER(c_float),
+    POINTER(c_uint8),
+    POINTER(c_int32),
+)
+
+
+def _bind(name: str, argtypes: list[Any], restype: Any) -> Any:
+    function = getattr(_lib, name)
+    function.argtypes = argtypes
+    function.restype = restype
+    return function
+
+
+_context = c_void_p  # struct llama_context *
+_model = c_void_p  # struct llama_model *
+_int32s = POINTER(c_int32)
+_int64s = POINTER(c_int64)
+_floats = POINTER(c_float)
+_status = c_int32
+
+ra_abi_version = _bind("ra_abi_version", [], c_int32)
+ra_version = _bind("ra_version", [], c_char_p)
+ra_status_name = _bind("ra_status_name", [_status], c_char_p)
+ra_last_error = _bind("ra_last_error", [], c_char_p)
+
+ra_config_default_params = _bind("ra_config_default_params", [], ra_config)
+ra_config_check = _bind("ra_config_check", [POINTER(ra_config)], _status)
+ra_configure_next = _bind("ra_configure_next", [POINTER(ra_config)], _status)
+ra_model_supported = _bind("ra_model_supported", [_model, c_int32, c_int32], _status)
+
+ra_is_attached = _bind("ra_is_attached", [_context], c_int32)
+ra_set_protect = _bind("ra_set_protect", [_context, c_int32], _status)
+ra_set_head_budgets = _bind("ra_set_head_budgets", [_context, c_int32, _int32s, c_size_t], _status)
+ra_compress = _bind("ra_compress", [_context], _status)
+
+ra_stats_get = _bind("ra_stats_get", [_context, POINTER(ra_stats)], _status)
+ra_head_stats_get = _bind(
+    "ra_head_stats_get", [_context, c_int32, c_int32, POINTER(ra_head_stats)], _status
+)
+ra_n_head_kv = _bind("ra_n_head_kv", [_context, c_int32], c_int32)
+ra_kept_positions = _bind(
+    "ra_kept_positions", [_context, c_int32, c_int32, _int32s, c_int32], c_int32
+)
+ra_row_bytes = _bind("ra_row_bytes", [_context], c_int64)
+ra_set_trace = _bind("ra_set_trace", [_context, ra_trace_cb, c_void_p], _status)
+
+ra_memory_breakdown = _bind("ra_memory_breakdown", [_context, _int64s, _int64s, _int64s], c_int32)
+ra_planned_scratch_bytes = _bind("ra_planned_scratch_bytes", [_context], c_int64)
+ra_plan_kv_bytes = _bind("ra_plan_kv_bytes", [POINTER(ra_shape), POINTER(ra_config)], c_int64)
+ra_plan_kv_bytes_full = _bind("ra_plan_kv_bytes_full", [POINTER(ra_shape), c_int64], c_int64)
+
+ra_policy_count = _bind("ra_policy_count", [], c_int32)
+ra_policy_name = _bind("ra_policy_name", [c_int32], c_char_p)
+ra_policy_summary = _bind("ra_policy_summary", [c_int32], c_char_p)
+ra_alloc_count = _bind("ra_alloc_count", [c_int32], c_int32)
+ra_alloc_name = _bind("ra_alloc_name", [c_int32, c_int32], c_char_p)
+
+ra_policy_score = _bind(
+    "ra_policy_score",
+    [
+        POINTER(ra_config),
+        c_int32,
+        c_int32,
+        c_int32,
+        c_int32,
+        c_int32,
+        c_int32,
+        _floats,
+        _floats,
+        c_float,
+        _int32s,
+        _floats,
+    ],
+    _status,
+)
+ra_policy_score_state = _bind(
+    "ra_policy_score_state",
+    [*ra_policy_score.argtypes[:-1], _floats, _floats, _floats],
+    _status,
+)
+ra_robustify = _bind(
+    "ra_robustify",
+    [POINTER(ra_robustify_params), c_int32, POINTER(c_double), c_int64, c_int32, _int32s],
+    _status,
+)
+ra_alloc_layers_run = _bind("ra_alloc_layers_run", [POINTER(ra_config), c_int32, _int32s], _status)
+ra_alloc_heads_run = _bind(
+    "ra_alloc_heads_run",
+    [POINTER(ra_config), c_int32, _int32s, _floats, _int32s, _int32s],
+    _status,
+)
+ra_select_keep = _bind("ra_select_keep", [c_int32, _floats, c_int32, POINTER(c_uint8)], _status)
+
+
+def last_error() -> str:
+    """Return ra_last_error() as text."""
+    text: bytes = ra_last_error()
+    return text.decode("utf-8", errors="replace")
+
+
+def check(status: int) -> None:
+    """Raise the typed exception of a status other than RA_STATUS_OK."""
+    if status != RA_STATUS_OK:
+        raise error_from_status(status, last_error())

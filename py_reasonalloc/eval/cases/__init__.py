@@ -1,0 +1,1 @@
+"""What is asked: problems, methods, and the row that one text makes."""

@@ -1,0 +1,1 @@
+"""Layer profiles: the file, the one that fits a model, its picture."""

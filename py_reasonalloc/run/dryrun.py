@@ -1,0 +1,116 @@
+"""What a run will take, in bytes, before any weight is loaded.
+
+llama.cpp can build a model and a context without allocating anything (`no_alloc`). The very session
+that a run would use is built that way and asked for its sizes, so nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..session.reason_llama import ReasonLlama
+from .options import Plan, RunOptions, session_arguments
+
+
+class _EmptyLlama(ReasonLlama):
+    """A session whose model, cache and buffers are never allocated. It cannot decode."""
+
+    @property
+    def model_params(self) -> Any:
+        """Parameters of the model, set by the base constructor."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        params.no_alloc = True
+        self._model_params = params
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Bytes that a run will allocate.
+
+    Attributes
+    ----------
+    n_prompt, n_tokens : int
+        Tokens of the prompt, and of prompt and text at their longest.
+    weights_bytes, compute_bytes : int
+        Model tensors; compute buffers.
+    kv_bytes : int
+        K and V of all layers.
+    window_bytes, scratch_bytes : int
+        The observation window's queries; what compressions need.
+    total_bytes : int
+        All of the above.
+    layer_bytes : tuple of int
+        K and V of each layer; 0 for one without attention. Empty for the stock cache.
+    layer_capacity : tuple of tuple of int
+        Tokens that each head of each layer can hold. Empty for the stock cache.
+    full_kv_bytes, full_compute_bytes : int
+        The stock cache for `n_tokens` tokens, and the compute buffers that go with it.
+    """
+
+    n_prompt: int
+    n_tokens: int
+    weights_bytes: int
+    kv_bytes: int
+    window_bytes: int
+    scratch_bytes: int
+    compute_bytes: int
+    total_bytes: int
+    layer_bytes: tuple[int, ...]
+    layer_capacity: tuple[tuple[int, ...], ...]
+    full_kv_bytes: int
+    full_compute_bytes: int
+
+
+def dry_run(options: RunOptions, plan: Plan) -> DryRun:
+    """Ask the engine what a run will take.
+
+    Raises
+    ------
+    ReasonAllocError
+        The run itself would be refused.
+    """
+    stock = dataclasses.replace(options, config=None)
+    with _open(stock, plan.n_longest) as llama:
+        full = llama.memory_use()
+    if options.config is None:
+        with _open(options, plan.n_ctx) as llama:
+            use = llama.memory_use()
+        kv_bytes, window_bytes = use.context_bytes, 0
+        layer_bytes: tuple[int, ...] = ()
+        capacity: tuple[tuple[int, ...], ...] = ()
+    else:
+        with _open(options, plan.n_ctx) as llama:
+            use = llama.memory_use()
+            stats = llama.kv_stats()
+        kv_bytes, window_bytes = stats.kv_bytes, stats.window_bytes
+        capacity = tuple(tuple(head.capacity for head in layer) for layer in stats.layers)
+        n_slots = sum(map(sum, capacity))
+        # every head of these architectures has rows of the same size
+        layer_bytes = tuple(sum(layer) * (kv_bytes // n_slots) for layer in capacity)
+    return DryRun(
+        n_prompt=len(plan.prompt),
+        n_tokens=plan.n_longest,
+        weights_bytes=use.model_bytes,
+        kv_bytes=kv_bytes,
+        window_bytes=window_bytes,
+        scratch_bytes=use.scratch_bytes,
+        compute_bytes=use.compute_bytes,
+        total_bytes=use.model_bytes
+        + kv_bytes
+        + window_bytes
+        + use.scratch_bytes
+        + use.compute_bytes,
+        layer_bytes=layer_bytes,
+        layer_capacity=capacity,
+        full_kv_bytes=full.context_bytes,
+        full_compute_bytes=full.compute_bytes,
+    )
+
+
+def _open(options: RunOptions, n_ctx: int) -> _EmptyLlama:
+    return _EmptyLlama(**session_arguments(options, n_ctx), use_mmap=False)

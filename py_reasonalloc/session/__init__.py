@@ -1,0 +1,1 @@
+"""`ReasonLlama`: its configuration, its texts, and how its compressions are watched."""

@@ -1,0 +1,153 @@
+"""The decode loop: one prompt in, text piece by piece out."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llama_cpp import llama_cpp as bindings
+
+from .config import check_float, check_int
+from .reason_llama import ReasonLlama
+
+#: The model ended its text, max_tokens were reached, the context is full, the user stopped it.
+STOP, LENGTH, CONTEXT, INTERRUPTED = "stop", "length", "context", "interrupted"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes
+    ----------
+    temp : float
+        Temperature; 0: always the likeliest token.
+    top_p : float
+        Draw from the smallest set of tokens with this much probability.
+    seed : int
+        Of the draw, 0 to 2**32 - 2.
+    """
+
+    temp: float = 0.6
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_float("temp", self.temp, 0.0, 1e6)
+        check_float("top_p", self.top_p, 0.0, 1.0)
+        check_int("seed", self.seed, 0, 2**32 - 2)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time that the engine spent (llama_perf_context), seconds.
+
+    Attributes
+    ----------
+    prompt_seconds : float
+        Reading the prompt.
+    decode_seconds : float
+        Decoding the generated tokens, compressions included.
+    n_decoded : int
+        Tokens decoded in `decode_seconds`: the last generated one never is.
+    """
+
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    n_decoded: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoded tokens per second; 0 if none was."""
+        return self.n_decoded / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+class Generation:
+    """One text in the making. Iterate over it once for its pieces.
+
+    Parameters
+    ----------
+    llama : ReasonLlama
+        An open session.
+    prompt : sequence of int
+        Tokens of the prompt, at least one.
+    max_tokens : int
+        Most tokens to generate; 0: as many as the context holds.
+    sampling : Sampling
+        How tokens are drawn.
+
+    Attributes
+    ----------
+    tokens : list of int
+        Generated so far, without the token that ends the text.
+    stop_reason : str or None
+        One of "stop", "length", "context", "interrupted"; None while it goes on.
+    """
+
+    def __init__(
+        self,
+        llama: ReasonLlama,
+        prompt: Sequence[int],
+        max_tokens: int = 0,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.llama = llama
+        self.prompt = list(prompt)
+        self.max_tokens = max_tokens
+        self.sampling = Sampling() if sampling is None else sampling
+        self.tokens: list[int] = []
+        self.stop_reason: str | None = None
+        self._prompt_ms: float | None = None
+        self._n_read = 0
+
+    def interrupt(self) -> None:
+        """Stop before the next token."""
+        self.stop_reason = self.stop_reason or INTERRUPTED
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield pieces of text as they come; incomplete UTF-8 is held back until it is complete."""
+        llama, sampling = self.llama, self.sampling
+        bindings.llama_perf_context_reset(llama.ctx)
+        llama.set_seed(sampling.seed)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        pieces = llama.pieces()
+        stream = llama.generate(
+            self.prompt, top_k=0, min_p=0.0, top_p=sampling.top_p, temp=sampling.temp
+        )
+        for token in stream:
+            if self._prompt_ms is None:
+                self._prompt_ms = self._engine_ms()
+                self._n_read = llama.n_tokens
+            if self.stop_reason is not None:
+                break
+            if bindings.llama_vocab_is_eog(llama._model.vocab, token):
+                self.stop_reason = STOP
+                break
+            self.tokens.append(token)
+            piece = decoder.decode(pieces[token])
+            if piece:
+                yield piece
+            if len(self.tokens) == self.max_tokens:
+                self.stop_reason = self.stop_reason or LENGTH
+            if self.stop_reason is not None:
+                break
+        self.stop_reason = self.stop_reason or CONTEXT
+        rest = decoder.decode(b"", final=True)
+        if rest:
+            yield rest
+
+    def _engine_ms(self) -> float:
+        perf = bindings.llama_perf_context(self.llama.ctx)
+        return float(perf.t_p_eval_ms + perf.t_eval_ms)
+
+    def timing(self) -> Timing:
+        """Return the engine's times up to now."""
+        total_ms = self._engine_ms()
+        if self._prompt_ms is None:
+            return Timing(prompt_seconds=total_ms / 1e3)
+        return Timing(
+            prompt_seconds=self._prompt_ms / 1e3,
+            decode_seconds=(total_ms - self._prompt_ms) / 1e3,
+            n_decoded=self.llama.n_tokens - self._n_read,
+        )

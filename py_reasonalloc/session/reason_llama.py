@@ -1,0 +1,360 @@
+"""`ReasonLlama`: `llama_cpp.Llama` with a budgeted KV cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+from llama_cpp import _internals
+from llama_cpp import llama_cpp as bindings
+
+from ..engine import bindings as c
+from ..engine.errors import (
+    ComputeError,
+    ConfigError,
+    ContextError,
+    ContextFullError,
+    UnsupportedError,
+)
+from ..engine.modelfile import check_model_file
+from ..engine.pieces import Pieces
+from ..engine.stats import KVStats, MemoryUse, engine_stats, read_memory_use, read_stats
+from ..profile.files import Profile
+from .arguments import session_config
+from .config import BudgetConfig, kv_type_id
+from .opening import pending_budget
+from .state import Restorable
+
+
+class ReasonLlama(Restorable):
+    """A `llama_cpp.Llama` whose KV cache never holds more than budget + buffer tokens per head.
+
+    Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
+    silent by default (``verbose=False``), flash attention is on, and the context is as long as the
+    model was trained for (``n_ctx=0``), which costs no cache memory with a budget. Speculative
+    decoding (``draft_model``) and several sequences (``embedding=True``) need the stock cache.
+
+    Parameters
+    ----------
+    model_path : path-like
+        GGUF file.
+    budget : int, BudgetConfig or None
+        Tokens kept per (layer, KV head); a `BudgetConfig` for everything that can be set; None for
+        the stock cache (then pass `n_ctx`: a stock cache for the trained context is allocated
+        whole).
+    policy, buffer, sinks, window, protect_prompt
+        See `BudgetConfig`. Not together with a `BudgetConfig`.
+    profile : "auto", path, Profile or None
+        Layer profile. "auto" takes the one that fits the model best, calibrated here or shipped, if
+        there is any (see `py_reasonalloc.profile.lookup`). Not together with a `BudgetConfig`.
+    layers, heads : optional
+        See `BudgetConfig`. None: "wave" with a profile, "uniform" without; heads are "adaptive" if
+        a profile was asked for, found or not, else "uniform". So ``profile="auto"`` is what
+        ``reasonalloc-run`` does. Not together with a `BudgetConfig`.
+    n_ctx : int
+        Length of the context in tokens; 0: as trained.
+    n_batch, n_ubatch : int
+        As in the base class; with a budget n_ubatch is at most the buffer.
+    flash_attn : bool
+        Needed for quantised V.
+    type_k, type_v : str or int
+        Cache types: f32, f16 (default), bf16, q8_0, q4_0, or numbers of enum ggml_type.
+    verbose : bool
+        Let llama.cpp log to stderr.
+    **kwargs
+        Of `llama_cpp.Llama`.
+
+    Raises
+    ------
+    ModelFileError, ConfigError, BudgetError, NotFoundError, UnsupportedError, ContextError
+        All of them are a `ValueError`.
+    """
+
+    config: BudgetConfig | None
+    n_tokens: int
+    _n_ctx: int
+    _ctx: Any
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        budget: int | BudgetConfig | None = BudgetConfig.budget,
+        policy: str = BudgetConfig.policy,
+        *,
+        buffer: int = BudgetConfig.buffer,
+        sinks: int = BudgetConfig.sinks,
+        window: int = BudgetConfig.window,
+        protect_prompt: str | int = BudgetConfig.protect_prompt,
+        layers: str | Sequence[int] | None = None,
+        heads: str | None = None,
+        profile: str | os.PathLike[str] | Profile | None = None,
+        n_ctx: int = 0,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        flash_attn: bool = True,
+        type_k: str | int | None = None,
+        type_v: str | int | None = None,
+        verbose: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        shared: dict[str, Any] = {
+            "policy": policy,
+            "buffer": buffer,
+            "sinks": sinks,
+            "window": window,
+            "protect_prompt": protect_prompt,
+        }
+        alloc = {"layers": layers, "heads": heads, "profile": profile}
+        self.config = session_config(model_path, budget, shared, alloc)
+        self._asked_ubatch = n_ubatch
+        if self.config is not None:
+            n_ubatch = min(n_ubatch, self.config.buffer)
+            if kwargs.get("draft_model") is not None:
+                raise UnsupportedError("draft_model needs the stock cache: pass budget=None")
+        self._n_protect = 0 if self.config is None else self.config.to_native().n_protect
+        self._decode_error = ""
+        self._pieces: dict[bool, Pieces] = {}
+        kwargs.update(
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            flash_attn=flash_attn,
+            type_k=None if type_k is None else kv_type_id(type_k),
+            type_v=None if type_v is None else kv_type_id(type_v),
+            verbose=verbose,
+        )
+        self._open(check_model_file(model_path), kwargs)
+        # llama.cpp rounds the context up to a multiple of 256; the base class has room for n_ctx.
+        self._n_ctx = min(self._n_ctx, len(self.input_ids))
+
+    def _open(self, path: str, kwargs: dict[str, Any]) -> None:
+        """Run the base constructor with the configuration pending for the context it makes."""
+        with pending_budget(self, path, kwargs["verbose"], kwargs.get("vocab_only", False)):
+            super().__init__(path, **kwargs)
+
+    def reconfigure(
+        self,
+        budget: int | BudgetConfig | None,
+        *,
+        type_k: str | int | None = None,
+        type_v: str | int | None = None,
+    ) -> None:
+        """Start over with another cache on the weights that are loaded; the session is then empty.
+
+        Parameters
+        ----------
+        budget : int, BudgetConfig or None
+            As in the constructor; an int stands for a `BudgetConfig` of that budget.
+        type_k, type_v : str, int or None
+            Cache types; None: as they are.
+
+        Raises
+        ------
+        ConfigError, BudgetError, UnsupportedError, ContextError
+            The session is closed if no context could be made.
+        """
+        self._require_open()
+        config = BudgetConfig(budget=budget) if isinstance(budget, int) else budget
+        types = {"type_k": type_k, "type_v": type_v}
+        ids = {name: kv_type_id(kind) for name, kind in types.items() if kind is not None}
+        if self.lora_path is not None:
+            raise UnsupportedError("a session with a LoRA adapter cannot be reconfigured")
+        if config is not None and self.draft_model is not None:
+            raise UnsupportedError("draft_model needs the stock cache: pass budget=None")
+        self.config = config
+        self._n_protect = 0 if config is None else config.to_native().n_protect
+        params = self.context_params
+        params.n_ubatch = min(self.n_batch, self._asked_ubatch)
+        if config is not None:
+            params.n_ubatch = min(params.n_ubatch, config.buffer)
+        for name, kind in ids.items():
+            setattr(params, name, kind)
+        self._ctx.close()
+        self.n_tokens, self._requires_eval, self._sampler = 0, True, None
+        with pending_budget(self, self.model_path, self.verbose):
+            self._ctx = self._stack.enter_context(
+                contextlib.closing(
+                    _internals.LlamaContext(model=self._model, params=params, verbose=True)
+                )
+            )
+
+    # --- statistics ------------------------------------------------------------------------------
+
+    def kv_stats(self) -> KVStats:
+        """Return what the engine reports about the cache, as a snapshot.
+
+        Raises
+        ------
+        NotFoundError
+            The session has no budget.
+        """
+        self._require_open()
+        return read_stats(self.ctx, bindings.llama_model_n_layer(self.model))
+
+    def memory_use(self) -> MemoryUse:
+        """Return the bytes of weights, cache and buffers, as the engine reports them."""
+        self._require_open()
+        return read_memory_use(self.ctx, self.config is not None)
+
+    # --- text ------------------------------------------------------------------------------------
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Turn text into tokens, as the base class does; ContextError if the session is closed."""
+        self._require_open()
+        return super().tokenize(text, add_bos, special)
+
+    def detokenize(
+        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
+    ) -> bytes:
+        """Turn tokens into text, as the base class does; ContextError if the session is closed."""
+        self._require_open()
+        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
+            return super().detokenize(tokens, prev_tokens, special)
+        pieces = self.pieces(special)
+        text = b"".join([pieces[token] for token in tokens])
+        is_start = len(tokens) > 0 and tokens[0] == self.token_bos()
+        return text[1:] if is_start and text.startswith(b" ") else text
+
+    def pieces(self, special: bool = False) -> Pieces:
+        """Return the table token -> bytes of the model's vocabulary."""
+        if special not in self._pieces:
+            self._pieces[special] = Pieces(self._model.vocab, special)
+        return self._pieces[special]
+
+    # --- decoding --------------------------------------------------------------------------------
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Decode tokens after those that the session holds.
+
+        Raises
+        ------
+        ContextFullError
+            They do not fit into the context; nothing was decoded.
+        ComputeError
+            The decode failed or was aborted. The session holds what was decoded before.
+        """
+        self._require_open()
+        if self.n_tokens + len(tokens) > self._n_ctx:
+            raise ContextFullError(
+                f"{self.n_tokens} + {len(tokens)} tokens exceed the context of {self._n_ctx}"
+            )
+        if len(tokens) == 0:
+            return
+        if self.config is not None:
+            self._align_cache()
+        self._decode(tokens)
+
+    def _align_cache(self) -> None:
+        """Make the cache hold exactly the session's tokens.
+
+        It holds more after a cut of `n_tokens` or an interrupted decode. Where the surplus cannot
+        be removed, because something before the cut was evicted, the tokens are read again.
+        """
+        if self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1) and self.n_cached() == self.n_tokens:
+            return
+        tokens = self.input_ids[: self.n_tokens].tolist()
+        self.clear()
+        if tokens:
+            self._decode(tokens)
+
+    def _decode(self, tokens: Sequence[int]) -> None:
+        start, former_error = self.n_tokens, c.last_error()
+        self._requires_eval = True
+        try:
+            super().eval(tokens)
+        except BaseException as error:
+            # Count what the cache really holds: parts of a batch may have been decoded.
+            self._requires_eval = True
+            self.n_tokens = min(self.n_cached(), start + len(tokens))
+            known = list(tokens[: max(self.n_tokens - start, 0)])
+            self.input_ids[start : start + len(known)] = known
+            if isinstance(error, RuntimeError) and "llama_decode returned" in str(error):
+                # the thread's last error may be an old one about something else
+                if c.last_error() != former_error:
+                    self._decode_error = c.last_error()
+                reason = self._decode_error if self._decode_error == c.last_error() else ""
+                raise ComputeError(": ".join(filter(None, (str(error), reason)))) from None
+            raise
+
+    @property
+    def n_protect(self) -> int:
+        """Positions [0, n_protect) are never evicted."""
+        return self._n_protect
+
+    def n_cached(self) -> int:
+        """Return the number of tokens that the cache stands for."""
+        if self._ctx.memory is None:  # an embedding model of the base class
+            return self.n_tokens
+        return int(bindings.llama_memory_seq_pos_max(self._ctx.memory, 0)) + 1
+
+    def clear(self) -> None:
+        """Empty the session and its cache; what the engine counts per text starts anew."""
+        self._ctx.kv_cache_clear()
+        self.n_tokens = 0
+        self._requires_eval = True
+
+    def generate(
+        self, tokens: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Generate tokens after a prompt; see `llama_cpp.Llama.generate` for the parameters.
+
+        Ends at the end of the context. The prompt is protected as configured; tokens of an earlier
+        call are reused only where the cache is what a fresh reading of the prompt could have left.
+
+        Raises
+        ------
+        ContextFullError
+            The prompt does not fit into the context.
+        BudgetError
+            The budget cannot hold the protected prompt.
+        """
+        self._require_open()
+        tokens = list(tokens)
+        reset = args[6] if len(args) > 6 else kwargs.get("reset", True)
+        n_before = 0 if reset else self.n_tokens
+        if n_before + len(tokens) == 0:
+            raise ConfigError("the prompt is empty")
+        if n_before + len(tokens) > self._n_ctx:
+            raise ContextFullError(
+                f"the prompt has {n_before + len(tokens)} tokens, more than the context of "
+                f"{self._n_ctx}"
+            )
+        if reset and self.config is not None:
+            self._protect(self.config.n_protect(len(tokens)))
+        try:
+            yield from super().generate(tokens, *args, **kwargs)
+        except ContextFullError:
+            return
+
+    def _protect(self, n_protect: int) -> None:
+        """Protect the first positions; a cache compressed under another protection is dropped."""
+        c.check(c.ra_set_protect(self.ctx, n_protect))
+        if n_protect != self._n_protect and engine_stats(self.ctx).n_evicted > 0:
+            self.clear()
+        self._n_protect = n_protect
+
+    # --- life time -------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if getattr(self, "_ctx", None) is None or self._ctx.ctx is None:
+            raise ContextError("the session is closed")
+
+    def close(self) -> None:
+        """Free model and context; may be called twice."""
+        if getattr(self, "_stack", None) is not None:
+            super().close()
+
+    def __enter__(self) -> ReasonLlama:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

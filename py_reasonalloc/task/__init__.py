@@ -1,0 +1,1 @@
+"""The demo reasoner as all others know it: its problems, its vocabulary, its model file."""

@@ -1,0 +1,1 @@
+"""Trace files: what a cache kept at every compression; written, read, shown."""
