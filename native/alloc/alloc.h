@@ -13,9 +13,17 @@
 extern "C" {
 #endif
 
-/* Least budget of a head: what must stay (sinks or protected tokens, the window, guarded values), and
- * one token to choose. */
+/* What every head keeps in any case: sinks or protected tokens, the window, guarded values. Allocators
+ * give it to every layer and head and split only what remains. */
+int32_t ra_config_base(const ra_config * cfg, int32_t n_protect);
+
+/* Least budget of a head: the base, and one token to choose. */
 int32_t ra_config_floor(const ra_config * cfg, int32_t n_protect);
+
+/* budgets [n] out: base + ra_robustify() of what remains of `total` once each of n shares has its base;
+ * each share of the rest is at least `least` (>= 1) tokens. RA_STATUS_INVALID, BUDGET, NO_MEMORY. */
+ra_status ra_split_over_base(const ra_robustify_params * p, int32_t n, const double * demand,
+                             int64_t total, int32_t base, int32_t least, int32_t * budgets);
 
 /* budgets [n_layer] out: B(l), tokens per KV head; sum == n_layer * cfg->budget, each at least
  * ra_config_floor(). */
@@ -24,13 +32,13 @@ typedef ra_status (*ra_alloc_layers_fn)(const ra_config * cfg, int32_t n_layer, 
 /* What a head allocator sees of one layer at a compression. */
 typedef struct ra_alloc_heads_in {
     int32_t         n_head_kv;
-    int32_t         floor;   /* least tokens that every head must get (protected + window + 1) */
+    int32_t         base;    /* tokens that every head keeps in any case, ra_config_base() */
     const int32_t * n_kv;    /* [n_head_kv] tokens held now */
     const float *   score;   /* [sum of n_kv] head after head; +INFINITY = must stay */
     const int32_t * initial; /* [n_head_kv] budgets that the layer was made with */
 } ra_alloc_heads_in;
 
-/* budgets [n_head_kv] out; sum <= sum of in->initial, each >= in->floor. */
+/* budgets [n_head_kv] out; sum <= sum of in->initial, each > in->base. */
 typedef ra_status (*ra_alloc_heads_fn)(const ra_config * cfg, const ra_alloc_heads_in * in,
                                        int32_t * budgets);
 

@@ -1,16 +1,18 @@
 /* adaptive allocation over heads, at every compression - ReasonAlloc, arXiv:2606.11164
  *
- *   tau   = the (B(l) * H)-th largest score of all heads of the layer, pooled
- *   d_h   = number of tokens of head h with score >= tau
- *   b_h   = robustify(d, B(l) * H), each at least mu * B(l)
+ *   R     = (B(l) - base) * H              what remains once every head has what must stay
+ *   tau   = the R-th largest score of all heads of the layer, pooled, of tokens that may go
+ *   d_h   = number of tokens of head h with score >= tau, of those that may go
+ *   b_h   = base + robustify(d, R), each at least mu * R / H above the base
  *
- * Tokens that must stay (score +INFINITY) are in every head and count. The floor keeps a starved head
- * from losing the history that it would need ever to score well again. */
+ * Differs from the paper, which pools and splits all B(l) * H: tokens that must stay (sinks or protected
+ * prompt, window; score +INFINITY) are the same in every head, so they say nothing about a head's demand
+ * and cannot be taken from it. The least share keeps a starved head from losing the history that it
+ * would need ever to score well again. */
 #include "alloc.h"
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 static int ra_descending(const void * pa, const void * pb) {
     const float a = *(const float *) pa;
@@ -18,8 +20,8 @@ static int ra_descending(const void * pa, const void * pb) {
     return a < b ? 1 : (a > b ? -1 : 0);
 }
 
-/* demand [n_head_kv] out */
-static ra_status ra_head_demand(const ra_alloc_heads_in * in, int64_t total, double * demand) {
+/* demand [n_head_kv] out: tokens of each head among the n_best that may go */
+static ra_status ra_head_demand(const ra_alloc_heads_in * in, int64_t n_best, double * demand) {
     size_t n = 0;
     for (int32_t ih = 0; ih < in->n_head_kv; ++ih) {
         n += (size_t) in->n_kv[ih];
@@ -28,16 +30,23 @@ static ra_status ra_head_demand(const ra_alloc_heads_in * in, int64_t total, dou
     if (pooled == NULL) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory pooling %zu scores", n);
     }
-    memcpy(pooled, in->score, n * sizeof(*pooled));
-    qsort(pooled, n, sizeof(*pooled), ra_descending);
-    const float tau = n == 0 ? 0.0f : pooled[(size_t) total <= n ? (size_t) total - 1 : n - 1];
+    size_t n_free = 0;
+    for (size_t i = 0; i < n; ++i) {
+        if (in->score[i] < INFINITY) {
+            pooled[n_free++] = in->score[i];
+        }
+    }
+    qsort(pooled, n_free, sizeof(*pooled), ra_descending);
+    const size_t rank = n_best > 0 && (size_t) n_best < n_free ? (size_t) n_best : n_free;
+    const float  tau  = rank == 0 ? 0.0f : pooled[rank - 1];
     ra_free(pooled);
 
     const float * score = in->score;
     for (int32_t ih = 0; ih < in->n_head_kv; ++ih) {
         int32_t count = 0;
         for (int32_t i = 0; i < in->n_kv[ih]; ++i) {
-            count += *score++ >= tau;
+            count += *score >= tau && *score < INFINITY;
+            ++score;
         }
         demand[ih] = count;
     }
@@ -54,12 +63,13 @@ ra_status ra_alloc_heads_adaptive(const ra_config * cfg, const ra_alloc_heads_in
     if (demand == NULL) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory for %d heads", in->n_head_kv);
     }
-    ra_status st = ra_head_demand(in, total, demand);
+    const int64_t rest = total - (int64_t) in->n_head_kv * in->base;
+    ra_status     st   = ra_head_demand(in, rest, demand);
     if (st == RA_STATUS_OK) {
         const ra_robustify_params p     = { cfg->gamma, cfg->clip_lo, cfg->clip_hi };
-        const int64_t             least = (int64_t) (cfg->mu * (double) total / in->n_head_kv);
-        const int32_t             floor = least > in->floor ? (int32_t) least : in->floor;
-        st = ra_robustify(&p, in->n_head_kv, demand, total, floor, budgets);
+        const int32_t             least = (int32_t) (cfg->mu * (double) rest / in->n_head_kv);
+        st = ra_split_over_base(&p, in->n_head_kv, demand, total, in->base, least > 1 ? least : 1,
+                                budgets);
     }
     ra_free(demand);
     return st;

@@ -51,27 +51,67 @@ static void ra_layer_free(ra_layer * l) {
     ra_free(l->alike);
 }
 
-static ra_status ra_cache_init_layers(ra_cache * c, const int32_t * n_head_kv) {
+static void ra_layers_free(ra_layer * layers, int32_t n_layer) {
+    for (int32_t il = 0; layers != NULL && il < n_layer; ++il) {
+        ra_layer_free(&layers[il]);
+    }
+    ra_free(layers);
+}
+
+/* *layers [n_layer] out: budgets split for a protected prefix of n_protect; NULL on failure */
+static ra_status ra_layers_make(const ra_settings * s, int32_t n_protect, int32_t n_layer,
+                                const int32_t * n_head_kv, ra_layer ** layers) {
     size_t n_entries = 0;
-    for (int32_t il = 0; il < c->n_layer; ++il) {
+    for (int32_t il = 0; il < n_layer; ++il) {
         n_entries += (size_t) n_head_kv[il];
     }
     int32_t * budgets = ra_calloc(n_entries, sizeof(*budgets));
-    if (budgets == NULL) {
+    *layers           = ra_calloc((size_t) n_layer, sizeof(**layers));
+    if (budgets == NULL || *layers == NULL) {
+        ra_free(budgets);
+        ra_free(*layers);
+        *layers = NULL;
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory for the budgets of %zu heads",
                         n_entries);
     }
-    ra_status       st   = ra_settings_budgets(&c->settings, c->n_layer, n_head_kv, budgets);
+    ra_status       st   = ra_settings_budgets(s, n_protect, n_layer, n_head_kv, budgets);
     const int32_t * next = budgets;
-    for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
-        ra_layer * l = &c->layers[il];
-        st           = ra_layer_init(l, n_head_kv[il], next, c->settings.cfg.buffer,
-                                     (c->settings.policy->needs & RA_FEATURE_KEY_SIM) != 0);
+    for (int32_t il = 0; il < n_layer && st == RA_STATUS_OK; ++il) {
+        st = ra_layer_init(&(*layers)[il], n_head_kv[il], next, s->cfg.buffer,
+                           (s->policy->needs & RA_FEATURE_KEY_SIM) != 0);
         next += n_head_kv[il];
-        c->n_slots_max = l->n_slots > c->n_slots_max ? l->n_slots : c->n_slots_max;
     }
     ra_free(budgets);
+    if (st != RA_STATUS_OK) {
+        ra_layers_free(*layers, n_layer);
+        *layers = NULL;
+    }
     return st;
+}
+
+/* Puts `layers` in the place of the cache's, with scratch for the largest; frees them on failure. */
+static ra_status ra_cache_use_layers(ra_cache * c, ra_layer * layers) {
+    int32_t n_slots_max = 0;
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        n_slots_max = layers[il].n_slots > n_slots_max ? layers[il].n_slots : n_slots_max;
+    }
+    float * score = ra_calloc((size_t) n_slots_max, sizeof(float));
+    float * work  = ra_calloc((size_t) n_slots_max, 3 * sizeof(float));
+    if (score == NULL || work == NULL) {
+        ra_free(score);
+        ra_free(work);
+        ra_layers_free(layers, c->n_layer);
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory for the scores of %d tokens",
+                        n_slots_max);
+    }
+    ra_layers_free(c->layers, c->n_layer);
+    ra_free(c->score);
+    ra_free(c->work);
+    c->layers      = layers;
+    c->n_slots_max = n_slots_max;
+    c->score       = score;
+    c->work        = work;
+    return RA_STATUS_OK;
 }
 
 static int32_t ra_ring_size(const ra_settings * s) {
@@ -91,25 +131,20 @@ ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer
     memset(settings, 0, sizeof(*settings));
     c->n_layer    = n_layer;
     c->n_protect  = c->settings.cfg.n_protect;
-    c->layers     = ra_calloc((size_t) n_layer, sizeof(*c->layers));
     c->n_ring     = ra_ring_size(&c->settings);
     c->window_pos = ra_calloc((size_t) c->n_ring, sizeof(int32_t));
     c->obs_pos    = ra_calloc((size_t) c->n_ring, sizeof(int32_t));
 
-    ra_status st = RA_STATUS_NO_MEMORY;
-    if (c->layers != NULL && c->window_pos != NULL && c->obs_pos != NULL) {
-        st = ra_cache_init_layers(c, n_head_kv);
-    } else {
-        c->n_layer = 0;
-        ra_error(st, "out of memory for the cache of %d layers", n_layer);
+    ra_layer * layers = NULL;
+    ra_status  st     = RA_STATUS_OK;
+    if (c->window_pos == NULL || c->obs_pos == NULL) {
+        st = ra_error(RA_STATUS_NO_MEMORY, "out of memory for the cache of %d layers", n_layer);
     }
     if (st == RA_STATUS_OK) {
-        c->score = ra_calloc((size_t) c->n_slots_max, sizeof(float));
-        c->work  = ra_calloc((size_t) c->n_slots_max, 3 * sizeof(float));
-        if (c->score == NULL || c->work == NULL) {
-            st = ra_error(RA_STATUS_NO_MEMORY, "out of memory for the scores of %d tokens",
-                          c->n_slots_max);
-        }
+        st = ra_layers_make(&c->settings, c->n_protect, n_layer, n_head_kv, &layers);
+    }
+    if (st == RA_STATUS_OK) {
+        st = ra_cache_use_layers(c, layers);
     }
     if (st != RA_STATUS_OK) {
         ra_cache_free(c);
@@ -124,11 +159,8 @@ void ra_cache_free(ra_cache * c) {
     if (c == NULL) {
         return;
     }
-    for (int32_t il = 0; il < c->n_layer; ++il) {
-        ra_layer_free(&c->layers[il]);
-    }
+    ra_layers_free(c->layers, c->n_layer);
     ra_settings_free(&c->settings);
-    ra_free(c->layers);
     ra_free(c->window_pos);
     ra_free(c->obs_pos);
     ra_free(c->score);
@@ -277,10 +309,46 @@ int32_t ra_cache_list_queries(ra_cache * c, int32_t il) {
     return n_obs;
 }
 
+/* Splits the budget over the layers of an empty cache anew. */
+static ra_status ra_cache_split(ra_cache * c, int32_t n_protect) {
+    int32_t * n_head_kv = ra_calloc((size_t) c->n_layer, sizeof(*n_head_kv));
+    if (n_head_kv == NULL) {
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory for %d layers", c->n_layer);
+    }
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        n_head_kv[il] = c->layers[il].n_head_kv;
+    }
+    ra_layer * layers = NULL;
+    ra_status  st     = ra_layers_make(&c->settings, n_protect, c->n_layer, n_head_kv, &layers);
+    ra_free(n_head_kv);
+    bool is_new = false;
+    for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
+        is_new = is_new || layers[il].n_slots != c->layers[il].n_slots;
+    }
+    if (st != RA_STATUS_OK || !is_new) {
+        ra_layers_free(layers, c->n_layer);
+        return st;
+    }
+    st = ra_cache_use_layers(c, layers);
+    if (st == RA_STATUS_OK) {
+        ra_cache_clear(c);
+        ++c->n_splits;
+    }
+    return st;
+}
+
 ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect) {
     if (n_protect < 0 || n_protect > RA_MAX_TOKENS) {
         return ra_error(RA_STATUS_INVALID, "n_protect = %d is out of range: must be 0 to %d",
                         n_protect, RA_MAX_TOKENS);
+    }
+    const ra_settings * s          = &c->settings;
+    const bool          has_tables = c->has_own_tables || s->layer_budgets || s->head_budgets;
+    if (c->n_pos == 0 && !has_tables) {
+        const ra_status st = ra_cache_split(c, n_protect);
+        if (st != RA_STATUS_OK) {
+            return st;
+        }
     }
     const int32_t floor = ra_config_floor(&c->settings.cfg, n_protect);
     for (int32_t il = 0; il < c->n_layer; ++il) {
@@ -325,7 +393,8 @@ ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * bu
                         (long long) wanted, (long long) limit);
     }
     memcpy(l->initial, budgets, n * sizeof(*budgets));
-    l->has_new_table = true;
+    l->has_new_table  = true;
+    c->has_own_tables = true;
     if (c->n_pos == 0) {
         ra_cache_clear(c);
     }

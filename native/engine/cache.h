@@ -36,13 +36,15 @@ typedef struct ra_cache {
     ra_settings settings;
     int32_t     n_layer;
     ra_layer *  layers; /* [n_layer] */
-    int32_t     n_pos;  /* last position + 1; 0 when empty */
-    int32_t     n_protect;
-    int32_t     peak_tokens;
-    int32_t     min_evicted; /* smallest evicted position since the last clear; INT32_MAX: none */
-    int64_t     n_compressions;
-    int64_t     n_evicted;
-    int64_t     n_tokens_total;
+    int32_t n_splits;   /* times that another protected prefix changed n_slots: pools must follow */
+    bool    has_own_tables; /* ra_cache_set_head_budgets() was called */
+    int32_t n_pos;          /* last position + 1; 0 when empty */
+    int32_t n_protect;
+    int32_t peak_tokens;
+    int32_t min_evicted; /* smallest evicted position since the last clear; INT32_MAX: none */
+    int64_t n_compressions;
+    int64_t n_evicted;
+    int64_t n_tokens_total;
 
     int32_t   n_ring;     /* queries that are remembered: n_window, or what the policy asks for */
     int32_t * window_pos; /* [n_ring] position whose query sits in slot pos % n_ring, or -1; a
@@ -91,7 +93,10 @@ int32_t ra_cache_contiguous_from(const ra_cache * c);
  * compression. Returns how many are at hand. */
 int32_t ra_cache_list_queries(ra_cache * c, int32_t il);
 
-/* Sets the protected prefix; RA_STATUS_BUDGET if a head could not hold it. */
+/* Sets the protected prefix. While the cache is empty, an allocator splits the budget over the layers
+ * anew, for the prefix is part of what every head keeps: n_slots of the layers may change (their sum
+ * does not), and n_splits is raised. A cache that holds tokens, or has explicit tables, stays as it is.
+ * RA_STATUS_BUDGET if a head could not hold the prefix, RA_STATUS_NO_MEMORY; nothing has changed then. */
 ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect);
 
 /* Replaces the initial budgets of a layer, from its next compression on. */

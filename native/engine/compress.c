@@ -119,14 +119,14 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
     }
     const ra_alloc_heads_in in = {
         .n_head_kv = l->n_head_kv,
-        .floor     = ra_config_floor(&c->settings.cfg, c->n_protect),
+        .base      = ra_config_base(&c->settings.cfg, c->n_protect),
         .n_kv      = l->used,
         .score     = c->score,
         .initial   = l->initial,
     };
     st = c->settings.head_alloc->run(&c->settings.cfg, &in, l->planned);
     if (st == RA_STATUS_OK) {
-        st = ra_check_planned(l, il, c->settings.cfg.buffer, in.floor);
+        st = ra_check_planned(l, il, c->settings.cfg.buffer, in.base + 1);
     }
     score = c->score;
     for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {

@@ -206,8 +206,8 @@ void ra_settings_free(ra_settings * s) {
     }
 }
 
-ra_status ra_settings_budgets(const ra_settings * s, int32_t n_layer, const int32_t * n_head_kv,
-                              int32_t * budgets) {
+ra_status ra_settings_budgets(const ra_settings * s, int32_t n_protect, int32_t n_layer,
+                              const int32_t * n_head_kv, int32_t * budgets) {
     size_t n_entries = 0;
     for (int32_t il = 0; il < n_layer; ++il) {
         n_entries += (size_t) n_head_kv[il];
@@ -235,7 +235,9 @@ ra_status ra_settings_budgets(const ra_settings * s, int32_t n_layer, const int3
     if (s->layer_budgets != NULL) {
         memcpy(per_layer, s->layer_budgets, (size_t) n_layer * sizeof(*per_layer));
     } else {
-        st = s->layer_alloc->run(&s->cfg, n_layer, per_layer);
+        ra_config cfg = s->cfg;
+        cfg.n_protect = n_protect;
+        st            = s->layer_alloc->run(&cfg, n_layer, per_layer);
     }
     for (int32_t il = 0; il < n_layer && st == RA_STATUS_OK; ++il) {
         for (int32_t ih = 0; ih < n_head_kv[il]; ++ih) {

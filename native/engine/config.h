@@ -28,11 +28,12 @@ ra_status ra_settings_init(ra_settings * out, const ra_config * cfg);
 void      ra_settings_free(ra_settings * s);
 
 /* Resolves the tables for a model: budgets [sum of n_head_kv] out, packed layer after layer.
- *   n_head_kv [n_layer]; a layer may have 0.
+ *   n_protect  first positions that every head keeps: allocators split what remains
+ *   n_head_kv  [n_layer]; a layer may have 0.
  * RA_STATUS_INVALID when a table does not fit the model, RA_STATUS_BUDGET when an entry is too
  * small. */
-ra_status ra_settings_budgets(const ra_settings * s, int32_t n_layer, const int32_t * n_head_kv,
-                              int32_t * budgets);
+ra_status ra_settings_budgets(const ra_settings * s, int32_t n_protect, int32_t n_layer,
+                              const int32_t * n_head_kv, int32_t * budgets);
 
 #ifdef __cplusplus
 }

@@ -116,7 +116,7 @@ ra_status ra_alloc_heads_run(const ra_config * cfg, int32_t n_head_kv, const int
     }
     const ra_alloc_heads_in in = {
         .n_head_kv = n_head_kv,
-        .floor     = ra_config_floor(cfg, cfg->n_protect),
+        .base      = ra_config_base(cfg, cfg->n_protect),
         .n_kv      = n_kv,
         .score     = score,
         .initial   = initial,

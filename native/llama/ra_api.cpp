@@ -188,8 +188,8 @@ int64_t ra_plan_kv_bytes(const ra_shape * shape, const ra_config * cfg) {
     const std::vector<int32_t> n_head_kv(shape->n_layer, shape->n_head_kv);
     std::vector<int32_t>       budgets(size_t(shape->n_layer) * shape->n_head_kv);
     int64_t                    n_slots = -1;
-    if (ra_settings_budgets(&settings, shape->n_layer, n_head_kv.data(), budgets.data()) ==
-        RA_STATUS_OK) {
+    if (ra_settings_budgets(&settings, settings.cfg.n_protect, shape->n_layer, n_head_kv.data(),
+                            budgets.data()) == RA_STATUS_OK) {
         n_slots = 0;
         for (const int32_t budget : budgets) {
             n_slots += int64_t(budget) + settings.cfg.buffer;

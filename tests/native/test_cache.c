@@ -194,6 +194,53 @@ static void test_set_protect(void) {
     ra_pool_free(&p);
 }
 
+/* The prefix is a base that every layer gets; what remains is split 3 to 1, and 12 rows to 4. */
+static void test_set_protect_splits_anew(void) {
+    const double  demand[2] = { 9, 1 };
+    const int32_t one[2]    = { 1, 1 };
+    ra_config     cfg       = ra_pool_config("streaming", 20); /* 2 sinks, window 4 */
+    ra_pool       p;
+    cfg.layer_alloc    = "wave";
+    cfg.layer_demand   = demand;
+    cfg.n_layer_demand = 2;
+    if (!ra_pool_make(&p, &cfg, 2, one)) {
+        return;
+    }
+    ra_cache * c = p.cache;
+    CHECK_EQ(c->layers[0].initial[0], 6 + 21);
+    CHECK_EQ(c->layers[1].initial[0], 6 + 7);
+    CHECK_STATUS(ra_cache_set_protect(c, 2), RA_STATUS_OK); /* the sinks: no change */
+    CHECK_EQ(c->n_splits, 0);
+    CHECK_STATUS(ra_cache_set_protect(c, 8), RA_STATUS_OK);
+    CHECK_EQ(c->n_splits, 1);
+    CHECK_EQ(c->layers[0].initial[0], 12 + 12);
+    CHECK_EQ(c->layers[1].initial[0], 12 + 4);
+    CHECK_EQ(c->layers[0].n_slots + c->layers[1].n_slots, 2 * (20 + cfg.buffer));
+    CHECK_EQ(c->n_slots_max, 24 + cfg.buffer);
+    CHECK_EQ(ra_cache_room(c), 16 + cfg.buffer);
+    CHECK_STATUS(ra_cache_set_protect(c, 16), RA_STATUS_BUDGET); /* 16 + 4, and none to choose */
+    CHECK(strstr(ra_last_error(), "cannot hold the 20") != NULL);
+    CHECK_EQ(c->n_protect, 8);
+    CHECK_EQ(c->layers[0].initial[0], 24);
+
+    /* a cache that holds tokens stays as it is */
+    ra_cache_append(c, 0, 3);
+    CHECK_STATUS(ra_cache_set_protect(c, 11), RA_STATUS_OK);
+    CHECK_EQ(c->layers[0].initial[0], 24);
+    CHECK_STATUS(ra_cache_set_protect(c, 12), RA_STATUS_BUDGET);
+    ra_cache_clear(c);
+    CHECK_STATUS(ra_cache_set_protect(c, 0), RA_STATUS_OK);
+    CHECK_EQ(c->layers[0].initial[0], 27);
+
+    /* tables of the caller's own are not split anew */
+    const int32_t own[1] = { 14 };
+    CHECK_STATUS(ra_cache_set_head_budgets(c, 0, own, 1), RA_STATUS_OK);
+    CHECK_STATUS(ra_cache_set_protect(c, 5), RA_STATUS_OK);
+    CHECK_EQ(c->layers[0].initial[0], 14);
+    CHECK_EQ(c->n_splits, 2);
+    ra_pool_free(&p);
+}
+
 static void test_set_head_budgets(void) {
     const ra_config    cfg = ra_pool_config("streaming", 12);
     ra_pool            p;
@@ -267,6 +314,7 @@ int main(void) {
     test_all_queries();
     test_after_a_compression();
     test_set_protect();
+    test_set_protect_splits_anew();
     test_set_head_budgets();
     test_odd_models();
     return ra_test_result();

@@ -67,9 +67,9 @@ static void test_failed_begin(void) {
 static ra_status alloc_too_small(const ra_config * cfg, const ra_alloc_heads_in * in,
                                  int32_t * budgets) {
     for (int32_t ih = 0; ih < in->n_head_kv; ++ih) {
-        budgets[ih] = ih == 1 ? in->floor - 2 : in->initial[ih];
+        budgets[ih] = ih == 1 ? in->base - 1 : in->initial[ih];
     }
-    CHECK_EQ(in->floor, ra_config_floor(cfg, 0));
+    CHECK_EQ(in->base, ra_config_base(cfg, 0));
     return RA_STATUS_OK;
 }
 

@@ -310,7 +310,7 @@ static ra_status alloc_random(const ra_config * cfg, const ra_alloc_heads_in * i
     for (int32_t ih = 0; ih < in->n_head_kv; ++ih) {
         total += in->initial[ih];
     }
-    random_split(in->n_head_kv, in->floor, total, budgets);
+    random_split(in->n_head_kv, in->base + 1, total, budgets);
     return RA_STATUS_OK;
 }
 

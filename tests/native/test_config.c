@@ -254,31 +254,31 @@ static void test_budgets_of_a_model(void) {
     ra_settings s;
 
     CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_OK);
-    CHECK_STATUS(ra_settings_budgets(&s, 4, n_head_kv, budgets), RA_STATUS_OK);
+    CHECK_STATUS(ra_settings_budgets(&s, 0, 4, n_head_kv, budgets), RA_STATUS_OK);
     CHECK_ARRAY(budgets, ((int32_t[6]){ 50, 50, 50, 50, 50, 50 }), 6);
     ra_settings_free(&s);
 
     cfg.layer_budgets   = layers;
     cfg.n_layer_budgets = 4;
     CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_OK);
-    CHECK_STATUS(ra_settings_budgets(&s, 4, n_head_kv, budgets), RA_STATUS_OK);
+    CHECK_STATUS(ra_settings_budgets(&s, 0, 4, n_head_kv, budgets), RA_STATUS_OK);
     CHECK_ARRAY(budgets, ((int32_t[6]){ 20, 20, 22, 23, 23, 23 }), 6);
-    CHECK_STATUS(ra_settings_budgets(&s, 3, n_head_kv, budgets), RA_STATUS_INVALID);
+    CHECK_STATUS(ra_settings_budgets(&s, 0, 3, n_head_kv, budgets), RA_STATUS_INVALID);
     ra_settings_free(&s);
 
     cfg.head_budgets   = heads;
     cfg.n_head_budgets = 6;
     CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_OK);
-    CHECK_STATUS(ra_settings_budgets(&s, 4, n_head_kv, budgets), RA_STATUS_OK);
+    CHECK_STATUS(ra_settings_budgets(&s, 0, 4, n_head_kv, budgets), RA_STATUS_OK);
     CHECK_ARRAY(budgets, heads, 6);
-    CHECK_STATUS(ra_settings_budgets(&s, 3, n_head_kv, budgets), RA_STATUS_INVALID);
+    CHECK_STATUS(ra_settings_budgets(&s, 0, 3, n_head_kv, budgets), RA_STATUS_INVALID);
     CHECK(strstr(ra_last_error(), "4 entries") != NULL); /* the table that is not used counts too */
     ra_settings_free(&s);
 
     cfg.layer_budgets   = NULL;
     cfg.n_layer_budgets = 0;
     CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_OK);
-    CHECK_STATUS(ra_settings_budgets(&s, 3, n_head_kv, budgets), RA_STATUS_INVALID);
+    CHECK_STATUS(ra_settings_budgets(&s, 0, 3, n_head_kv, budgets), RA_STATUS_INVALID);
     CHECK(strstr(ra_last_error(), "6 entries") != NULL);
     ra_settings_free(&s);
 }

@@ -50,14 +50,31 @@ def check_rounding(budgets: Array, x: Array, total: int, floor: int, cap: float)
         assert fraction[up].min() >= fraction[down].max() - 1e-6
 
 
-def pyramid_line(budget: int, n_layer: int, beta: float = 20.0) -> Array:
-    """Layer budgets falling from 2B - B/beta to B/beta."""
-    last = budget / beta
-    return np.linspace(2 * budget - last, last, n_layer) if n_layer > 1 else np.array([budget])
+def over_base(
+    demand: Array,
+    total: int,
+    base: int,
+    least: int = 1,
+    gamma: float = 0.5,
+    lo: float = 0.25,
+    hi: float = 2.0,
+) -> tuple[Array, float]:
+    """Real-valued budgets [n] with sum `total` where each holds `base` anyway, and their cap."""
+    x, cap = shares(demand, total - base * len(demand), least, gamma, lo, hi)
+    return base + x, base + cap
 
 
-def head_demand(scores: list[Array], total: int) -> Array:
-    """Tokens of each head among the `total` best of the layer (all that tie with the last)."""
+def pyramid_line(budget: int, n_layer: int, beta: float = 20.0, base: int = 0) -> Array:
+    """Layer budgets: what exceeds `base`, R, falls from 2R - R/beta to R/beta."""
+    rest = budget - base
+    last = rest / beta
+    line = np.linspace(2 * rest - last, last, n_layer) if n_layer > 1 else np.array([rest])
+    return base + line
+
+
+def head_demand(scores: list[Array], n_best: int) -> Array:
+    """Tokens of each head among the `n_best` best that may go (all that tie with the last)."""
+    scores = [s[np.isfinite(s)] for s in scores]
     pooled = np.sort(np.concatenate(scores))[::-1]
-    tau = pooled[min(total, len(pooled)) - 1]
+    tau = pooled[min(n_best, len(pooled)) - 1] if len(pooled) else 0.0
     return np.array([np.count_nonzero(s >= tau) for s in scores], dtype=float)

@@ -90,7 +90,8 @@ def test_pyramid(n_layer, budget, beta) -> None:
     budgets = np.array(out[:])
     assert budgets.sum() == n_layer * budget
     assert (np.diff(budgets) <= 0).all()
-    line = ref.pyramid_line(budget, n_layer, beta)
+    assert budgets.min() >= 13
+    line = ref.pyramid_line(budget, n_layer, beta, base=12)
     if line.min() >= 13:  # nothing raised to the floor
         assert np.abs(budgets - line).max() < 1.0 + 1e-6
 
@@ -104,7 +105,7 @@ def test_wave(demand, budget) -> None:
     out = int32s([0] * len(demand))
     assert c.ra_alloc_layers_run(ctypes.byref(cfg), len(demand), out) == 0
     total = budget * len(demand)
-    x, cap = ref.shares(np.array(demand), total, 13)
+    x, cap = ref.over_base(np.array(demand), total, 12)
     ref.check_rounding(np.array(out[:]), x, total, 13, cap)
     assert c.ra_alloc_layers_run(ctypes.byref(cfg), len(demand) + 1, out) == 1
     assert "calibrate a profile" in c.last_error()
@@ -146,9 +147,10 @@ def test_adaptive_heads_and_kept_sets(layer, mu) -> None:
     )
     assert status == 0
     budgets = np.array(out[:])
-    floor = max(int(mu * total / len(scores)), 13)
-    x, cap = ref.shares(ref.head_demand(scores, total), total, floor)
-    ref.check_rounding(budgets, x, total, floor, cap)
+    rest = total - 12 * len(scores)
+    least = max(int(mu * rest / len(scores)), 1)
+    x, cap = ref.over_base(ref.head_demand(scores, rest), total, 12, least)
+    ref.check_rounding(budgets, x, total, 12 + least, cap)
     for s, budget in zip(scores, budgets):
         keep = (ctypes.c_uint8 * len(s))()
         pointer = s.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

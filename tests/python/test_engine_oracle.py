@@ -215,9 +215,11 @@ def test_adaptive_heads_on_demo_problems(demo_f32, index: int) -> None:
     for event in run.traces:
         oracle.judge(event)
         budgets, total = np.array(event.budgets), budget * n_head_kv
-        demand = reference_alloc.head_demand(event.scores, total)
-        x, cap = reference_alloc.shares(demand, total, max(budget // 4, 13))
-        reference_alloc.check_rounding(budgets, x, total, max(budget // 4, 13), cap)
+        rest = total - 12 * len(event.scores)
+        least = max(int(0.25 * rest / len(event.scores)), 1)
+        demand = reference_alloc.head_demand(event.scores, rest)
+        x, cap = reference_alloc.over_base(demand, total, 12, least)
+        reference_alloc.check_rounding(budgets, x, total, 12 + least, cap)
         changed = changed or len(set(event.budgets)) > 1
     assert changed
     logits, _ = run.model.forward(tokens, run.visible())
