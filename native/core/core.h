@@ -53,6 +53,39 @@ float ra_dot(int32_t n, const float * a, const float * b);
  *   sum  [head_dim]        scratch */
 void ra_key_cos_sums(int32_t n_kv, int32_t head_dim, const float * unit, float * sum, float * out);
 
+/* out[i] = |row_i - mean of the rows|, Euclidean.
+ *   rows [n, dim]; mean [dim] scratch */
+void ra_mean_distance(int32_t n, int32_t dim, const float * rows, float * mean, float * out);
+
+/* --- merge.c --------------------------------------------------------------------------------
+ *
+ * Merging in place of dropping: an evicted token j goes to the token i of its head that stays, may take
+ * it, and whose key is most like its own. With A the attention that tokens receive (their mass),
+ *
+ *     V_i  =  (A_i V_i + sum_j A_j V_j) / (A_i + sum_j A_j)
+ *     b_i +=  log((A_i + sum_j A_j) / A_i), at most bias_max
+ *
+ * b is added to the logits of key i, so that it carries the mass of those that went; keys stay. The
+ * bias is what token merging calls proportional attention (ToMe, arXiv:2210.09461, sec. 3.2), with
+ * attention mass in the place of counts. */
+
+/* The i with can_take[i] of highest cosine; the older of equals; -1: none.
+ *   cos [n_kv]  cosines of the evicted key with all keys of the head */
+int32_t ra_merge_find_target(int32_t n_kv, const uint8_t * can_take, const float * cos);
+
+/* Shares and biases of a head.
+ *   target   [n_kv]      token that takes token j; -1: j stays, or goes without a trace
+ *   mass     [n_kv]      >= 0
+ *   bias     [n_kv]      before
+ *   share    [n_kv] out  part of the merged value that is token i's own, or evicted j's
+ *   bias_out [n_kv] out  after; of no meaning for what goes */
+void ra_merge_shares(int32_t n_kv, const int32_t * target, const float * mass, float bias_max,
+                     const float * bias, float * share, float * bias_out);
+
+/* rows [n_kv, dim]: every row that takes others becomes the weighted mean; the others stay. */
+void ra_merge_rows(int32_t n_kv, int32_t dim, const int32_t * target, const float * share,
+                   float * rows);
+
 /* --- alike.c --------------------------------------------------------------------------------
  *
  * The redundancy of R-KV (arXiv:2505.24133, sec. 3): of row i of a head's cosine matrix, the

@@ -48,6 +48,29 @@ float ra_dot(int32_t n, const float * a, const float * b) {
            ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }
 
+void ra_mean_distance(int32_t n, int32_t dim, const float * rows, float * mean, float * out) {
+    for (int32_t d = 0; d < dim; ++d) {
+        mean[d] = 0.0f;
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        const float * row = rows + (size_t) i * (size_t) dim;
+        for (int32_t d = 0; d < dim; ++d) {
+            mean[d] += row[d];
+        }
+    }
+    for (int32_t d = 0; d < dim; ++d) {
+        mean[d] /= (float) n;
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        const float * row = rows + (size_t) i * (size_t) dim;
+        float         sum = 0.0f;
+        for (int32_t d = 0; d < dim; ++d) {
+            sum += (row[d] - mean[d]) * (row[d] - mean[d]);
+        }
+        out[i] = sqrtf(sum);
+    }
+}
+
 void ra_key_cos_sums(int32_t n_kv, int32_t head_dim, const float * unit, float * sum, float * out) {
     for (int32_t d = 0; d < head_dim; ++d) {
         sum[d] = 0.0f;

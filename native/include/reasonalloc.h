@@ -60,7 +60,7 @@ struct llama_model;
 /* ------------------------------------------------------------------------------------------- */
 
 /* Raised whenever a struct or a function of this header changes incompatibly. */
-#define RA_ABI_VERSION 2
+#define RA_ABI_VERSION 3
 
 typedef enum ra_status {
     RA_STATUS_OK          = 0,

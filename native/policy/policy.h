@@ -24,6 +24,7 @@ enum {
         1 << 3, /* attention logits of every query since the last compression (at
                                       * most the newest `buffer`), not only of the window */
     RA_FEATURE_VALUE_NORM = 1 << 4,
+    RA_FEATURE_VALUE_DIST = 1 << 5,
 };
 
 /* What a policy may read about the n_kv tokens of one head, in position order. Arrays of features
@@ -38,14 +39,17 @@ typedef struct ra_features {
     const int32_t * pos;      /* [n_kv] positions, ascending */
     const int32_t * obs_pos;  /* [n_obs] positions of the queries, ascending */
 
-    const float * attn_logits; /* [n_obs, n_group, n_kv] kq_scale * q.k, not masked */
+    const float * attn_logits; /* [n_obs, n_group, n_kv] kq_scale * q.k + bias, not masked */
     const float * key_sim;     /* [n_kv] mean thinned cosine, see core/alike.c */
     const float * key_cos;     /* [n_kv] mean cosine with all keys of the head, itself included */
     const float * value_norm;  /* [n_kv] Euclidean norms of the V rows */
+    const float * value_dist;  /* [n_kv] their distances from the mean V row of the head */
 
-    /* a number per token that the policy keeps from compression to compression */
-    const float * state; /* [n_kv] as left by the last one; NaN for a token that it did not see */
-    float *       state_out; /* [n_kv] to write; is a copy of state. In force if nothing fails */
+    /* numbers per token that the policy keeps from compression to compression: ra_policy.n_state */
+    const float * state; /* [n_kv, n_state] as left by the last one; NaN for a token that it did not see */
+    float *       state_out; /* [n_kv, n_state] to write; is a copy of state. In force if nothing fails */
+
+    float * mass; /* [n_kv] out, attention that tokens receive, >= 0: of a policy that gives_mass */
 
     float * work; /* [3 * n_kv] scratch, contents undefined */
 } ra_features;
@@ -59,6 +63,8 @@ typedef struct ra_policy {
     const char *       summary; /* one line: what it keeps, and its source */
     uint32_t           needs;   /* RA_FEATURE_* */
     ra_policy_score_fn score;
+    int32_t            n_state;    /* numbers kept with a token; 0 stands for 1 */
+    bool               gives_mass; /* writes ra_features.mass; else ra_attention_mass() stands in */
 } ra_policy;
 
 /* Attention importance of R-KV and SnapKV, shared (importance.c).
@@ -67,12 +73,18 @@ typedef struct ra_policy {
  * when n_obs == 0. Uses f->work[0 .. 2*n_kv). */
 void ra_importance(const ra_config * cfg, const ra_features * f, float * out);
 
+/* Attention that tokens receive: out [n_kv], mean over the queries that can see a token and over the
+ * query heads of the group of the softmax over what the query sees. Zeros for a token that no query
+ * sees. Uses f->work[0 .. 2*n_kv). */
+void ra_attention_mass(const ra_features * f, float * out);
+
 void ra_policy_rkv_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_snapkv_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_streaming_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_h2o_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_keydiff_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_rkv_ema_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_mass_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_random_score(const ra_config * cfg, const ra_features * f, float * score);
 
 #ifdef __cplusplus
