@@ -57,6 +57,10 @@ size_t ra_sizeof_stats(void) {
     return sizeof(ra_stats);
 }
 
+size_t ra_sizeof_head_arrays(void) {
+    return sizeof(ra_head_arrays);
+}
+
 size_t ra_sizeof_head_stats(void) {
     return sizeof(ra_head_stats);
 }

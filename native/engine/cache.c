@@ -4,11 +4,13 @@
 #include <math.h>
 #include <string.h>
 
-static ra_status ra_layer_init(ra_layer * l, int32_t n_head_kv, const int32_t * budgets,
-                               int32_t buffer, bool needs_alike) {
-    int64_t n_slots = 0;
+static ra_status ra_layer_init(ra_layer * l, const ra_settings * s, int32_t n_head_kv,
+                               const int32_t * budgets) {
+    const bool   needs_alike = (s->policy->needs & RA_FEATURE_KEY_SIM) != 0;
+    const size_t n_state     = (size_t) s->policy->n_state;
+    int64_t      n_slots     = 0;
     for (int32_t ih = 0; ih < n_head_kv; ++ih) {
-        n_slots += (int64_t) budgets[ih] + buffer;
+        n_slots += (int64_t) budgets[ih] + s->cfg.buffer;
     }
     if (n_slots > INT32_MAX / 4) {
         return ra_error(RA_STATUS_INVALID, "a layer of %lld rows is too large: lower the budget",
@@ -25,12 +27,14 @@ static ra_status ra_layer_init(ra_layer * l, int32_t n_head_kv, const int32_t * 
     l->n_evicted   = ra_calloc(n, sizeof(int64_t));
     l->pos         = ra_calloc((size_t) n_slots, sizeof(int32_t));
     l->keep        = ra_calloc((size_t) n_slots, sizeof(uint8_t));
-    l->state       = ra_calloc((size_t) n_slots, sizeof(float));
-    l->state_out   = ra_calloc((size_t) n_slots, sizeof(float));
+    l->state       = ra_calloc((size_t) n_slots, n_state * sizeof(float));
+    l->state_out   = ra_calloc((size_t) n_slots, n_state * sizeof(float));
+    l->merge       = s->cfg.merge ? ra_merge_make((int32_t) n_slots) : NULL;
     l->alike       = needs_alike ? ra_calloc((size_t) n_slots, sizeof(ra_alike)) : NULL;
     if (l->initial == NULL || l->budget == NULL || l->offset == NULL || l->used == NULL ||
         l->planned == NULL || l->n_evicted == NULL || l->pos == NULL || l->keep == NULL ||
-        l->state == NULL || l->state_out == NULL || (needs_alike && l->alike == NULL)) {
+        l->state == NULL || l->state_out == NULL || (needs_alike && l->alike == NULL) ||
+        (s->cfg.merge && l->merge == NULL)) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory for the bookkeeping of the cache");
     }
     memcpy(l->initial, budgets, n * sizeof(int32_t));
@@ -49,6 +53,7 @@ static void ra_layer_free(ra_layer * l) {
     ra_free(l->state);
     ra_free(l->state_out);
     ra_free(l->alike);
+    ra_merge_free(l->merge);
 }
 
 static void ra_layers_free(ra_layer * layers, int32_t n_layer) {
@@ -77,8 +82,7 @@ static ra_status ra_layers_make(const ra_settings * s, int32_t n_protect, int32_
     ra_status       st   = ra_settings_budgets(s, n_protect, n_layer, n_head_kv, budgets);
     const int32_t * next = budgets;
     for (int32_t il = 0; il < n_layer && st == RA_STATUS_OK; ++il) {
-        st = ra_layer_init(&(*layers)[il], n_head_kv[il], next, s->cfg.buffer,
-                           (s->policy->needs & RA_FEATURE_KEY_SIM) != 0);
+        st = ra_layer_init(&(*layers)[il], s, n_head_kv[il], next);
         next += n_head_kv[il];
     }
     ra_free(budgets);
@@ -96,7 +100,7 @@ static ra_status ra_cache_use_layers(ra_cache * c, ra_layer * layers) {
         n_slots_max = layers[il].n_slots > n_slots_max ? layers[il].n_slots : n_slots_max;
     }
     float * score = ra_calloc((size_t) n_slots_max, sizeof(float));
-    float * work  = ra_calloc((size_t) n_slots_max, 3 * sizeof(float));
+    float * work  = ra_calloc((size_t) n_slots_max, 4 * sizeof(float));
     if (score == NULL || work == NULL) {
         ra_free(score);
         ra_free(work);
@@ -189,6 +193,9 @@ void ra_cache_clear(ra_cache * c) {
         }
         l->is_planned   = false;
         l->n_pos_scored = 0;
+        if (l->merge != NULL) {
+            l->merge->has_bias = false;
+        }
     }
     c->n_pos          = 0;
     c->peak_tokens    = 0;
@@ -235,13 +242,19 @@ int32_t ra_cache_longest_head(const ra_cache * c, int32_t il) {
 }
 
 void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n) {
+    const int32_t n_state = c->settings.policy->n_state;
     for (int32_t il = 0; il < c->n_layer; ++il) {
         ra_layer * l = &c->layers[il];
         for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
             const int32_t row = l->offset[ih] + l->used[ih];
             for (int32_t t = 0; t < n; ++t) {
-                l->pos[row + t]   = pos0 + t;
-                l->state[row + t] = NAN;
+                l->pos[row + t] = pos0 + t;
+            }
+            for (int32_t t = n_state * row; t < n_state * (row + n); ++t) {
+                l->state[t] = NAN;
+            }
+            for (int32_t t = row; l->merge != NULL && t < row + n; ++t) {
+                l->merge->bias[t] = 0.0f;
             }
             l->used[ih] += n;
             c->peak_tokens = l->used[ih] > c->peak_tokens ? l->used[ih] : c->peak_tokens;
@@ -290,8 +303,10 @@ int32_t ra_cache_contiguous_from(const ra_cache * c) {
 }
 
 uint32_t ra_cache_needs(const ra_cache * c) {
-    const bool guards = c->settings.cfg.value_guard > 0.0f;
-    return c->settings.policy->needs | (guards ? (uint32_t) RA_FEATURE_VALUE_NORM : 0);
+    const bool     guards = c->settings.cfg.value_guard > 0.0f;
+    const uint32_t needs =
+        c->settings.policy->needs | (guards ? (uint32_t) RA_FEATURE_VALUE_NORM : 0);
+    return needs | (c->settings.cfg.merge ? (uint32_t) RA_FEATURE_ATTN_LOGITS : 0);
 }
 
 int32_t ra_cache_list_queries(ra_cache * c, int32_t il) {

@@ -11,18 +11,30 @@
 extern "C" {
 #endif
 
+/* What merging keeps with the rows of a layer, and plans; all parallel to pos. */
+typedef struct ra_merge {
+    float *   bias;     /* [n_slots] added to the logits of each token's key */
+    bool      has_bias; /* some bias is not 0 */
+    float *   mass;     /* [n_slots] plan: attention received, of tokens before the compression */
+    uint8_t * can_take; /* [n_slots] plan: tokens that others may be merged into */
+    int32_t * target;   /* [n_slots] plan: row within the head that takes this one; -1: none */
+    float *   share;    /* [n_slots] plan: see ra_merge_shares() */
+    float *   bias_out; /* [n_slots] plan */
+} ra_merge;
+
 typedef struct ra_layer {
-    int32_t   n_head_kv; /* 0: a layer without attention */
-    int32_t   n_slots;   /* rows of its pool: sum over heads of (initial budget + buffer) */
-    int32_t * initial;   /* [n_head_kv] budgets that the head allocator starts from */
-    int32_t * budget;    /* [n_head_kv] budgets in force; capacity = budget + buffer */
-    int32_t * offset;    /* [n_head_kv] first row of the segment */
-    int32_t * used;      /* [n_head_kv] rows in use, from offset on, in position order */
-    int64_t * n_evicted; /* [n_head_kv] since the last clear */
-    int32_t * pos;       /* [n_slots] position of the token in each row; stale beyond used */
-    float *   state; /* [n_slots] the policy's number for each token, parallel to pos; NaN: none */
-    uint8_t * keep;  /* [n_slots] plan of a compression, parallel to pos */
-    float *   state_out; /* [n_slots] likewise: state after it */
+    int32_t    n_head_kv; /* 0: a layer without attention */
+    int32_t    n_slots;   /* rows of its pool: sum over heads of (initial budget + buffer) */
+    int32_t *  initial;   /* [n_head_kv] budgets that the head allocator starts from */
+    int32_t *  budget;    /* [n_head_kv] budgets in force; capacity = budget + buffer */
+    int32_t *  offset;    /* [n_head_kv] first row of the segment */
+    int32_t *  used;      /* [n_head_kv] rows in use, from offset on, in position order */
+    int64_t *  n_evicted; /* [n_head_kv] since the last clear */
+    int32_t *  pos;       /* [n_slots] position of the token in each row; stale beyond used */
+    float *    state;     /* [n_slots, n_state] the policy's numbers for each token; NaN: none */
+    uint8_t *  keep;      /* [n_slots] plan of a compression, parallel to pos */
+    float *    state_out; /* [n_slots, n_state] likewise: state after it */
+    ra_merge * merge;     /* NULL: evicted tokens are dropped */
     /* [n_slots] likewise: what comparisons of keys found, see core/alike.c; NULL if the policy needs
      * none. Of tokens from n_pos_scored on it means nothing. */
     ra_alike * alike;
@@ -54,7 +66,7 @@ typedef struct ra_cache {
     /* scratch of a compression, sized for the largest layer */
     int32_t n_slots_max;
     float * score; /* [n_slots_max] */
-    float * work;  /* [3 * n_slots_max] */
+    float * work;  /* [4 * n_slots_max]: of policies, and masses where nothing is merged */
 
     ra_trace_cb trace;
     void *      trace_user;
@@ -102,7 +114,7 @@ ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect);
 /* Replaces the initial budgets of a layer, from its next compression on. */
 ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * budgets, size_t n);
 
-/* RA_FEATURE_* that compressions ask for: the policy's, and the value guard's. */
+/* RA_FEATURE_* that compressions ask for: the policy's, the value guard's, and merging's. */
 uint32_t ra_cache_needs(const ra_cache * c);
 
 /* Callbacks of a compression. */
@@ -114,6 +126,12 @@ typedef struct ra_cache_ops {
     /* Once per head of that layer: fills the feature arrays of f (il, ih, n_kv, pos, n_obs, obs_pos
      * are set) that `needs` asks for. They must stay valid until the next call. */
     ra_status (*features)(void * user, uint32_t needs, ra_features * f);
+    /* Merging only, when all heads of a layer are planned: for every token that goes, target of the
+     * layer's plan <- ra_merge_find_target() with its cosines; others are -1 already. */
+    ra_status (*find_targets)(void * user, int32_t il);
+    /* Merging only, after move_begin and before the first move: ra_merge_rows() on the V rows of every
+     * head, by target and share of the layer's plan. Cannot fail. */
+    void (*merge_rows)(void * user, int32_t il);
     /* Moves n rows of layer il from row src to row dst; ranges may overlap (memmove). Called in an
      * order that never overwrites rows still to be moved. Cannot fail. */
     void (*move)(void * user, int32_t il, int32_t dst, int32_t src, int32_t n);
@@ -128,6 +146,18 @@ typedef struct ra_cache_ops {
  * and the window); what a policy left infinite or NaN becomes the lowest finite score. */
 void ra_score_protect(const ra_config * cfg, int32_t n_protect, const ra_features * f,
                       float * score);
+
+/* What merging needs for a layer of n_slots rows; NULL: out of memory. */
+ra_merge * ra_merge_make(int32_t n_slots);
+void       ra_merge_free(ra_merge * m); /* NULL ok */
+
+/* Puts the planned biases in force, before rows move. */
+void ra_merge_commit(ra_layer * l);
+
+/* Plans what becomes of the tokens of layer il that go (engine/merge.c): target, share, bias_out.
+ *   score [sum of used]  +INFINITY = must stay: takes nothing
+ * What find_targets() returns, else RA_STATUS_OK. */
+ra_status ra_merge_plan(ra_cache * c, const ra_cache_ops * ops, int32_t il, const float * score);
 
 /* Runs one compression: scores and plans every layer first, then packs. Layers in which no head
  * exceeds its budget are left alone. On failure while planning nothing has changed.

@@ -50,22 +50,24 @@ static void ra_score_guard(const ra_config * cfg, const ra_features * f, float *
 /* Scores of head ih into score [n_kv]: the policy's, and +INFINITY for tokens that must stay. */
 static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, uint32_t needs, int32_t il,
                                int32_t ih, int32_t n_obs, float * score) {
-    ra_layer *        l      = &c->layers[il];
-    const ra_config * cfg    = &c->settings.cfg;
-    const int32_t     offset = l->offset[ih];
-    ra_features       f      = {
-                   .il        = il,
-                   .ih        = ih,
-                   .n_kv      = l->used[ih],
-                   .n_window  = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
-                   .n_obs     = n_obs,
-                   .pos       = l->pos + offset,
-                   .obs_pos   = c->obs_pos,
-                   .state     = l->state + offset,
-                   .state_out = l->state_out + offset,
-                   .work      = c->work,
+    ra_layer *        l       = &c->layers[il];
+    const ra_config * cfg     = &c->settings.cfg;
+    const int32_t     offset  = l->offset[ih];
+    const int32_t     n_state = c->settings.policy->n_state;
+    ra_features       f       = {
+                    .il        = il,
+                    .ih        = ih,
+                    .n_kv      = l->used[ih],
+                    .n_window  = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
+                    .n_obs     = n_obs,
+                    .pos       = l->pos + offset,
+                    .obs_pos   = c->obs_pos,
+                    .state     = l->state + (size_t) n_state * (size_t) offset,
+                    .state_out = l->state_out + (size_t) n_state * (size_t) offset,
+                    .mass = l->merge != NULL ? l->merge->mass + offset : c->work + 3 * (size_t) c->n_slots_max,
+                    .work = c->work,
     };
-    memcpy(f.state_out, f.state, (size_t) f.n_kv * sizeof(*f.state_out));
+    memcpy(f.state_out, f.state, (size_t) f.n_kv * (size_t) n_state * sizeof(*f.state_out));
     if (needs != 0) {
         const ra_status st = ops->features(ops->user, needs, &f);
         if (st != RA_STATUS_OK) {
@@ -73,6 +75,9 @@ static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, uint32_t 
         }
     }
     c->settings.policy->score(cfg, &f, score);
+    if (l->merge != NULL && !c->settings.policy->gives_mass) {
+        ra_attention_mass(&f, f.mass);
+    }
     ra_score_protect(cfg, c->n_protect, &f, score);
     if (cfg->value_guard > 0.0f) {
         ra_score_guard(cfg, &f, score);
@@ -133,6 +138,9 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
         st = ra_select_keep(l->used[ih], score, l->planned[ih], l->keep + l->offset[ih]);
         score += l->used[ih];
     }
+    if (st == RA_STATUS_OK && l->merge != NULL) {
+        st = ra_merge_plan(c, ops, il, c->score);
+    }
     return st;
 }
 
@@ -156,28 +164,40 @@ static void ra_trace_layer(const ra_cache * c, int32_t il) {
     ra_free(keep);
 }
 
+/* What is kept of the token in row src is, from now on, of row dst. The row itself is moved apart. */
+static void ra_row_copy(ra_layer * l, int32_t n_state, int32_t dst, int32_t src) {
+    l->pos[dst] = l->pos[src];
+    for (int32_t s = 0; s < n_state; ++s) {
+        l->state[n_state * dst + s] = l->state[n_state * src + s];
+    }
+    if (l->alike != NULL) {
+        l->alike[dst] = l->alike[src];
+    }
+    if (l->merge != NULL) {
+        l->merge->bias[dst] = l->merge->bias[src];
+    }
+}
+
 /* Packs the kept rows of head ih to the front of its segment. */
 static void ra_pack_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int32_t ih) {
-    ra_layer *      l      = &c->layers[il];
-    const int32_t   offset = l->offset[ih];
-    int32_t *       pos    = l->pos + offset;
-    float *         state  = l->state + offset;
-    const uint8_t * keep   = l->keep + offset;
-    int32_t         n_kept = 0;
+    ra_layer *      l       = &c->layers[il];
+    const int32_t   offset  = l->offset[ih];
+    const int32_t   n_state = c->settings.policy->n_state;
+    const size_t    n_begin = (size_t) n_state * (size_t) offset;
+    const uint8_t * keep    = l->keep + offset;
+    int32_t         n_kept  = 0;
+    memcpy(l->state + n_begin, l->state_out + n_begin,
+           (size_t) n_state * (size_t) l->used[ih] * sizeof(*l->state));
     for (int32_t i = 0; i < l->used[ih];) {
         if (!keep[i]) {
-            c->min_evicted = pos[i] < c->min_evicted ? pos[i] : c->min_evicted;
+            const int32_t pos = l->pos[offset + i];
+            c->min_evicted    = pos < c->min_evicted ? pos : c->min_evicted;
             ++i;
             continue;
         }
         int32_t end = i;
-        while (end < l->used[ih] && keep[end]) {
-            pos[n_kept + end - i]   = pos[end];
-            state[n_kept + end - i] = l->state_out[offset + end];
-            if (l->alike != NULL) {
-                l->alike[offset + n_kept + end - i] = l->alike[offset + end];
-            }
-            ++end;
+        for (; end < l->used[ih] && keep[end]; ++end) {
+            ra_row_copy(l, n_state, offset + n_kept + end - i, offset + end);
         }
         if (n_kept != i) {
             ops->move(ops->user, il, offset + n_kept, offset + i, end - i);
@@ -200,12 +220,8 @@ static void ra_shift_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, in
         return;
     }
     for (int32_t i = 0; i < n; ++i) {
-        const int32_t k      = offset < src ? i : n - 1 - i;
-        l->pos[offset + k]   = l->pos[src + k];
-        l->state[offset + k] = l->state[src + k];
-        if (l->alike != NULL) {
-            l->alike[offset + k] = l->alike[src + k];
-        }
+        const int32_t k = offset < src ? i : n - 1 - i;
+        ra_row_copy(l, c->settings.policy->n_state, offset + k, src + k);
     }
     if (n > 0) {
         ops->move(ops->user, il, offset, src, n);
@@ -218,6 +234,10 @@ static ra_status ra_commit_layer(ra_cache * c, const ra_cache_ops * ops, int32_t
     ra_status  st = ops->move_begin(ops->user, il);
     if (st != RA_STATUS_OK) {
         return st;
+    }
+    if (l->merge != NULL) {
+        ops->merge_rows(ops->user, il);
+        ra_merge_commit(l);
     }
     for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
         ra_pack_head(c, ops, il, ih);

@@ -17,6 +17,8 @@ ra_config ra_config_default_params(void) {
         .sim_threshold = 0.5f,
         .pool_kernel   = 7,
         .ema           = 0.5f,
+        .decay         = 0.75f,
+        .bias_max      = 8.0f,
         .n_guard       = 4,
         .layer_alloc   = "uniform",
         .head_alloc    = "uniform",
@@ -115,6 +117,9 @@ ra_status ra_config_check(const ra_config * cfg) {
     RA_TRY(ra_check_real("lambda", (double) cfg->lambda, 0.0, 1.0));
     RA_TRY(ra_check_real("sim_threshold", (double) cfg->sim_threshold, -1.0, 1.0));
     RA_TRY(ra_check_real("ema", (double) cfg->ema, 0.0, 0.999999));
+    RA_TRY(ra_check_real("decay", (double) cfg->decay, 0.0, 0.999999));
+    RA_TRY(ra_check_range("merge", cfg->merge, 0, 1));
+    RA_TRY(ra_check_real("bias_max", (double) cfg->bias_max, 0.0, 10.0));
     RA_TRY(ra_check_real("value_guard", (double) cfg->value_guard, 0.0, 1e6));
     RA_TRY(ra_check_range("n_guard", cfg->n_guard, 0, 1024));
     RA_TRY(ra_check_real("gamma", cfg->gamma, 0.0, 16.0));

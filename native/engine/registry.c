@@ -5,18 +5,21 @@
 
 static const ra_policy ra_policies[] = {
     { "rkv", "R-KV: attention importance minus key redundancy (arXiv:2505.24133)",
-      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_score },
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_score, 1, false },
     { "snapkv", "SnapKV at decode time: attention importance only (arXiv:2404.14469)",
-      RA_FEATURE_ATTN_LOGITS, ra_policy_snapkv_score },
+      RA_FEATURE_ATTN_LOGITS, ra_policy_snapkv_score, 1, false },
     { "rkv-ema", "R-KV with scores smoothed across compressions",
-      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_ema_score },
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_ema_score, 1, false },
     { "h2o", "H2O: attention accumulated over all steps (arXiv:2306.14048)",
-      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_ALL_QUERIES, ra_policy_h2o_score },
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_ALL_QUERIES, ra_policy_h2o_score, 1, false },
+    { "mass", "attention remembered with decay, times the value's distance from the mean value",
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_VALUE_DIST, ra_policy_mass_score, 2, true },
     { "keydiff", "KeyDiff: keys least like the head's mean key (arXiv:2504.15364)",
-      RA_FEATURE_KEY_COS, ra_policy_keydiff_score },
+      RA_FEATURE_KEY_COS, ra_policy_keydiff_score, 1, false },
     { "streaming", "StreamingLLM: first and most recent tokens (arXiv:2309.17453)", 0,
-      ra_policy_streaming_score },
-    { "random", "uniform random: the baseline of every table", 0, ra_policy_random_score },
+      ra_policy_streaming_score, 1, false },
+    { "random", "uniform random: the baseline of every table", 0, ra_policy_random_score, 1,
+      false },
 };
 
 static const ra_alloc_layers ra_layer_allocs[] = {
@@ -70,6 +73,10 @@ const char * ra_policy_name(int32_t i) {
 
 const char * ra_policy_summary(int32_t i) {
     return i >= 0 && i < RA_COUNT(ra_policies) ? ra_policies[i].summary : NULL;
+}
+
+int32_t ra_policy_n_state(int32_t i) {
+    return i >= 0 && i < RA_COUNT(ra_policies) ? ra_policies[i].n_state : 0;
 }
 
 int32_t ra_alloc_count(int32_t kind) {

@@ -1,8 +1,9 @@
 /* score.c - a policy's scores from plain arrays: the same code path as a compression, with the
- * products done by loops instead of a backend. For tests and for writing policies. */
+ * products done by loops instead of a backend. For tests and for writing policies. Merging likewise. */
 #include "cache.h"
 
 #include <math.h>
+#include <string.h>
 
 static float ra_dot_exact(int32_t n, const float * a, const float * b) {
     double sum = 0.0;
@@ -12,11 +13,8 @@ static float ra_dot_exact(int32_t n, const float * a, const float * b) {
     return (float) sum;
 }
 
-/* key_sim and key_cos [n_kv] from raw keys; scratch: row [n_kv], unit [n_kv, head_dim],
- * sum [head_dim], alike [2 * n_kv] */
-static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k,
-                                 const int32_t * pos, float threshold, float * row, float * unit,
-                                 float * sum, int32_t * alike, float * key_sim, float * key_cos) {
+/* unit [n_kv, head_dim] <- rows divided by their norms */
+static void ra_unit_rows(int32_t n_kv, int32_t head_dim, const float * k, float * unit) {
     const size_t n = (size_t) head_dim;
     for (int32_t i = 0; i < n_kv; ++i) {
         const float * ki   = k + (size_t) i * n;
@@ -25,6 +23,15 @@ static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k
             unit[(size_t) i * n + d] = ki[d] / (norm > 1e-8f ? norm : 1e-8f);
         }
     }
+}
+
+/* key_sim and key_cos [n_kv] from raw keys; scratch: row [n_kv], unit [n_kv, head_dim],
+ * sum [head_dim], alike [2 * n_kv] */
+static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k,
+                                 const int32_t * pos, float threshold, float * row, float * unit,
+                                 float * sum, int32_t * alike, float * key_sim, float * key_cos) {
+    const size_t n = (size_t) head_dim;
+    ra_unit_rows(n_kv, head_dim, k, unit);
     ra_key_cos_sums(n_kv, head_dim, unit, sum, key_sim);
     for (int32_t i = 0; i < n_kv; ++i) {
         key_cos[i] = key_sim[i] / (float) n_kv;
@@ -41,96 +48,170 @@ static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k
     ra_alike_finish(n_kv, head_dim, unit, pos, newer, older, key_sim, NULL);
 }
 
-static bool ra_score_args_ok(int32_t il, int32_t ih, int32_t n_kv, int32_t head_dim,
-                             int32_t n_group, int32_t n_obs, const float * k, const float * q,
-                             const int32_t * pos, const float * score) {
-    if (il < 0 || ih < 0 || n_kv < 1 || n_kv > (1 << 20) || head_dim < 1 || head_dim > 4096 ||
-        n_group < 1 || n_group > 1024 || n_obs < 0 || n_obs > n_kv || n_obs > 4096 || k == NULL ||
-        (q == NULL && n_obs > 0) || pos == NULL || score == NULL || pos[0] < 0) {
+static bool ra_head_is_ok(const ra_head_arrays * h) {
+    if (h->il < 0 || h->ih < 0 || h->n_kv < 1 || h->n_kv > (1 << 20) || h->head_dim_k < 1 ||
+        h->head_dim_k > 4096 || h->n_group < 1 || h->n_group > 1024 || h->n_obs < 0 ||
+        h->n_obs > h->n_kv || h->n_obs > 4096 || h->k == NULL || (h->q == NULL && h->n_obs > 0) ||
+        h->pos == NULL || h->pos[0] < 0 ||
+        (h->v != NULL && (h->head_dim_v < 1 || h->head_dim_v > 4096))) {
         return false;
     }
-    for (int32_t i = 1; i < n_kv; ++i) {
-        if (pos[i] <= pos[i - 1]) {
+    for (int32_t i = 1; i < h->n_kv; ++i) {
+        if (h->pos[i] <= h->pos[i - 1]) {
             return false;
         }
     }
     return true;
 }
 
-ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
-                          int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
-                          const float * q, float kq_scale, const int32_t * pos, float * score) {
-    return ra_policy_score_state(cfg, il, ih, n_kv, head_dim, n_group, n_obs, k, q, kq_scale, pos,
-                                 NULL, NULL, score);
-}
-
-ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
-                                int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
-                                const float * q, float kq_scale, const int32_t * pos,
-                                const float * state, float * state_out, float * score) {
+static ra_status ra_head_check(const ra_config * cfg, const ra_head_arrays * h) {
     const ra_status st = ra_config_check(cfg);
     if (st != RA_STATUS_OK) {
         return st;
     }
-    if (!ra_score_args_ok(il, ih, n_kv, head_dim, n_group, n_obs, k, q, pos, score)) {
+    if (h == NULL || h->size != sizeof(*h) || !ra_head_is_ok(h)) {
         return ra_error(RA_STATUS_INVALID,
-                        "ra_policy_score: n_kv = %d, head_dim = %d, n_group = %d, n_obs = %d, or "
+                        "a head's arrays: n_kv = %d, head_dim_k = %d, n_group = %d, n_obs = %d, or "
                         "positions that do not ascend",
-                        n_kv, head_dim, n_group, n_obs);
+                        h != NULL ? h->n_kv : 0, h != NULL ? h->head_dim_k : 0,
+                        h != NULL ? h->n_group : 0, h != NULL ? h->n_obs : 0);
     }
-    const size_t n_rows = (size_t) n_obs * (size_t) n_group;
-    const size_t n_keys = (size_t) (n_kv + 1) * (size_t) head_dim;
-    float *      buf    = ra_calloc((size_t) n_kv * (n_rows + 7) + n_keys, sizeof(*buf));
-    int32_t *    alike  = ra_calloc((size_t) n_kv, 2 * sizeof(*alike));
+    return RA_STATUS_OK;
+}
+
+/* logits [n_obs, n_group, n_kv] */
+static void ra_logits_from_keys(const ra_head_arrays * h, float * logits) {
+    const size_t dim = (size_t) h->head_dim_k;
+    for (int32_t r = 0; r < h->n_obs * h->n_group; ++r) {
+        for (int32_t j = 0; j < h->n_kv; ++j) {
+            *logits++ = h->kq_scale * ra_dot_exact(h->head_dim_k, h->q + (size_t) r * dim,
+                                                   h->k + (size_t) j * dim) +
+                        (h->bias != NULL ? h->bias[j] : 0.0f);
+        }
+    }
+}
+
+/* value_norm and value_dist [n_kv]; mean [head_dim_v] scratch */
+static void ra_value_features(const ra_head_arrays * h, float * mean, float * value_norm,
+                              float * value_dist) {
+    if (h->v == NULL) {
+        return; /* zeros */
+    }
+    for (int32_t i = 0; i < h->n_kv; ++i) {
+        const float * v = h->v + (size_t) i * (size_t) h->head_dim_v;
+        value_norm[i]   = sqrtf(ra_dot_exact(h->head_dim_v, v, v));
+    }
+    ra_mean_distance(h->n_kv, h->head_dim_v, h->v, mean, value_dist);
+}
+
+ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float * score,
+                          float * state_out, float * mass) {
+    const ra_status st = ra_head_check(cfg, h);
+    if (st != RA_STATUS_OK) {
+        return st;
+    }
+    if (score == NULL) {
+        return ra_error(RA_STATUS_INVALID, "ra_policy_score: score is NULL");
+    }
+    const ra_policy * policy  = ra_policy_find(cfg->policy);
+    const size_t      n       = (size_t) h->n_kv;
+    const size_t      n_state = n * (size_t) policy->n_state;
+    const size_t      n_rows  = (size_t) h->n_obs * (size_t) h->n_group;
+    const size_t      n_keys  = (n + 1) * (size_t) h->head_dim_k;
+    const size_t      n_dim_v = h->v != NULL ? (size_t) h->head_dim_v : 0;
+    float *   buf   = ra_calloc(n * (n_rows + 8) + 2 * n_state + n_keys + n_dim_v, sizeof(*buf));
+    int32_t * alike = ra_calloc(n, 2 * sizeof(*alike));
     if (buf == NULL || alike == NULL) {
         ra_free(buf);
         ra_free(alike);
-        return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring %d tokens", n_kv);
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring %d tokens", h->n_kv);
     }
-    float * key_sim = buf;
-    float * work    = buf + (size_t) n_kv;
-    float * key_cos = buf + 4 * (size_t) n_kv;
-    float * before  = buf + 5 * (size_t) n_kv;
-    float * after   = buf + 6 * (size_t) n_kv;
-    float * logits  = buf + 7 * (size_t) n_kv;
-    float * unit    = logits + n_rows * (size_t) n_kv;
-    float * sum     = unit + (size_t) n_kv * (size_t) head_dim;
-    for (size_t r = 0; r < n_rows; ++r) {
-        for (int32_t j = 0; j < n_kv; ++j) {
-            logits[r * (size_t) n_kv + (size_t) j] =
-                kq_scale * ra_dot_exact(head_dim, q + r * (size_t) head_dim,
-                                        k + (size_t) j * (size_t) head_dim);
-        }
-    }
-    ra_key_sim_from_keys(n_kv, head_dim, k, pos, cfg->sim_threshold, work, unit, sum, alike,
-                         key_sim, key_cos);
-    for (int32_t i = 0; i < n_kv; ++i) {
-        before[i] = after[i] = state != NULL ? state[i] : NAN;
+    float * key_sim    = buf;
+    float * key_cos    = buf + n;
+    float * value_norm = buf + 2 * n;
+    float * value_dist = buf + 3 * n;
+    float * received   = buf + 4 * n;
+    float * work       = buf + 5 * n;
+    float * before     = buf + 8 * n;
+    float * after      = before + n_state;
+    float * logits     = after + n_state;
+    float * unit       = logits + n_rows * n;
+    float * sum        = unit + n * (size_t) h->head_dim_k;
+    ra_logits_from_keys(h, logits);
+    ra_key_sim_from_keys(h->n_kv, h->head_dim_k, h->k, h->pos, cfg->sim_threshold, work, unit, sum,
+                         alike, key_sim, key_cos);
+    ra_value_features(h, sum + h->head_dim_k, value_norm, value_dist);
+    for (size_t i = 0; i < n_state; ++i) {
+        before[i] = after[i] = h->state != NULL ? h->state[i] : NAN;
     }
 
-    const ra_policy * policy = ra_policy_find(cfg->policy);
-    const ra_features f      = {
-             .il          = il,
-             .ih          = ih,
-             .n_kv        = n_kv,
-             .n_window    = cfg->n_window < n_kv ? cfg->n_window : n_kv,
-             .n_obs       = n_obs,
-             .n_group     = n_group,
-             .pos         = pos,
-             .obs_pos     = pos + (n_kv - n_obs),
-             .attn_logits = logits,
-             .key_sim     = key_sim,
-             .key_cos     = key_cos,
-             .state       = before,
-             .state_out   = after,
-             .work        = work,
+    const ra_features f = {
+        .il          = h->il,
+        .ih          = h->ih,
+        .n_kv        = h->n_kv,
+        .n_window    = cfg->n_window < h->n_kv ? cfg->n_window : h->n_kv,
+        .n_obs       = h->n_obs,
+        .n_group     = h->n_group,
+        .pos         = h->pos,
+        .obs_pos     = h->pos + (h->n_kv - h->n_obs),
+        .attn_logits = logits,
+        .key_sim     = key_sim,
+        .key_cos     = key_cos,
+        .value_norm  = value_norm,
+        .value_dist  = value_dist,
+        .state       = before,
+        .state_out   = after,
+        .mass        = received,
+        .work        = work,
     };
     policy->score(cfg, &f, score);
+    if (!policy->gives_mass) {
+        ra_attention_mass(&f, received);
+    }
     ra_score_protect(cfg, cfg->n_protect, &f, score);
-    for (int32_t i = 0; i < n_kv && state_out != NULL; ++i) {
-        state_out[i] = after[i];
+    if (state_out != NULL) {
+        memcpy(state_out, after, n_state * sizeof(*after));
+    }
+    if (mass != NULL) {
+        memcpy(mass, received, n * sizeof(*received));
     }
     ra_free(buf);
     ra_free(alike);
+    return RA_STATUS_OK;
+}
+
+ra_status ra_merge_head(const ra_config * cfg, const ra_head_arrays * h, const uint8_t * keep,
+                        const uint8_t * can_take, const float * mass, int32_t * target,
+                        float * bias_out, float * v_out) {
+    const ra_status st = ra_head_check(cfg, h);
+    if (st != RA_STATUS_OK) {
+        return st;
+    }
+    if (h->v == NULL || keep == NULL || can_take == NULL || mass == NULL || target == NULL ||
+        bias_out == NULL || v_out == NULL) {
+        return ra_error(RA_STATUS_INVALID, "ra_merge_head: an array is NULL");
+    }
+    const size_t n   = (size_t) h->n_kv;
+    const size_t dim = (size_t) h->head_dim_k;
+    float *      buf = ra_calloc(n * (dim + 3), sizeof(*buf));
+    if (buf == NULL) {
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory merging %d tokens", h->n_kv);
+    }
+    float * unit  = buf;
+    float * cos   = unit + n * dim;
+    float * share = cos + n;
+    float * bias  = share + n;
+    ra_unit_rows(h->n_kv, h->head_dim_k, h->k, unit);
+    for (size_t j = 0; j < n; ++j) {
+        for (size_t i = 0; i < n && !keep[j]; ++i) {
+            cos[i] = ra_dot_exact(h->head_dim_k, unit + j * dim, unit + i * dim);
+        }
+        target[j] = keep[j] ? -1 : ra_merge_find_target(h->n_kv, can_take, cos);
+        bias[j]   = h->bias != NULL ? h->bias[j] : 0.0f;
+    }
+    ra_merge_shares(h->n_kv, target, mass, cfg->bias_max, bias, share, bias_out);
+    memcpy(v_out, h->v, n * (size_t) h->head_dim_v * sizeof(*v_out));
+    ra_merge_rows(h->n_kv, h->head_dim_v, target, share, v_out);
+    ra_free(buf);
     return RA_STATUS_OK;
 }

@@ -82,6 +82,7 @@ RA_API const char * ra_version(void);
 RA_API size_t ra_sizeof_config(void);
 RA_API size_t ra_sizeof_stats(void);
 RA_API size_t ra_sizeof_head_stats(void);
+RA_API size_t ra_sizeof_head_arrays(void);
 
 /* Name of a status, "RA_STATUS_..."; static string, never NULL. */
 RA_API const char * ra_status_name(ra_status status);
@@ -119,7 +120,15 @@ typedef struct ra_config {
     float    sim_threshold; /* cosine above which two keys count as alike, [-1, 1]. Default 0.5. */
     int32_t  pool_kernel;   /* width of the max-pool over importance, odd, 1..255. Default 7. */
     float    ema;           /* "rkv-ema": weight of a token's score before, [0, 1). Default 0.5. */
+    float    decay;         /* "mass": weight of the attention before, per compression, [0, 1).
+                             * Default 0.75. */
     uint64_t seed;          /* of the random policy. Default 0. */
+
+    /* Merging, with any policy: an evicted token's value is averaged, weighted by attention, into the
+     * token of its head that stays and has the most similar key (sinks, protected tokens and the window
+     * excepted), and that key's logits get a bias for the attention that it takes over. Keys stay. */
+    int32_t merge;    /* 0: evicted tokens are dropped; 1: merged. Default 0. */
+    float   bias_max; /* largest bias, in logits, 0..10. Default 8. */
 
     /* value guard, with any policy: up to n_guard tokens of a head whose value norm lies more than
      * value_guard standard deviations above the head's mean are never evicted. */
@@ -314,31 +323,52 @@ RA_API const char * ra_policy_summary(int32_t i);
 RA_API int32_t      ra_alloc_count(int32_t kind);
 RA_API const char * ra_alloc_name(int32_t kind, int32_t i);
 
-/* Scores the tokens of one head exactly as a compression does, from plain arrays.
- *   cfg       policy and its parameters; n_window newest tokens are the window
- *   il, ih    layer and head (the random policy draws by them)
- *   k         [n_kv, head_dim]          keys in position order
- *   q         [n_obs, n_group, head_dim] queries of the newest n_obs tokens, 0 <= n_obs <= n_kv: for
- *                                       most policies those of the window
- *   kq_scale  factor on q.k, usually 1/sqrt(head_dim)
- *   pos       [n_kv]                    positions, strictly ascending, >= 0
- *   score     [n_kv] out                +INFINITY for tokens that must stay (sinks, window,
- *                                       protected), else finite, higher = keep. The value guard is
- *                                       not applied: there are no values here.
- * RA_STATUS_INVALID for sizes out of range; score is then untouched. */
-RA_API ra_status ra_policy_score(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
-                                 int32_t head_dim, int32_t n_group, int32_t n_obs, const float * k,
-                                 const float * q, float kq_scale, const int32_t * pos,
-                                 float * score);
+/* One head at a compression, as plain arrays. */
+typedef struct ra_head_arrays {
+    size_t          size;       /* sizeof(ra_head_arrays) */
+    int32_t         il, ih;     /* layer and KV head (the random policy draws by them) */
+    int32_t         n_kv;       /* tokens, 1..2^20 */
+    int32_t         n_group;    /* query heads of the KV head, 1..1024 */
+    int32_t         n_obs;      /* queries, 0..min(n_kv, 4096) */
+    int32_t         head_dim_k; /* 1..4096 */
+    int32_t         head_dim_v; /* 1..4096 with v, else any */
+    float           kq_scale;   /* factor on q.k, usually 1/sqrt(head_dim_k) */
+    const float *   k;          /* [n_kv, head_dim_k] keys in position order */
+    const float *   v; /* [n_kv, head_dim_v] values; NULL: a policy that asks for them sees none
+                                 * that differ */
+    const float *   q; /* [n_obs, n_group, head_dim_k] queries of the newest n_obs tokens: for most
+                                 * policies those of the window */
+    const int32_t * pos;  /* [n_kv] positions, strictly ascending, >= 0 */
+    const float *   bias; /* [n_kv] added to the logits of each key by merging; NULL: none */
+    const float *
+        state; /* [n_kv, n_state] as the last compression left it, NaN for new tokens; NULL:
+                                 * all new */
+} ra_head_arrays;
 
-/* The same for a policy that keeps a number per token from compression to compression.
- *   state      [n_kv]      as the last compression left it, NaN for new tokens; NULL: all new
- *   state_out  [n_kv] out  as this one leaves it; NULL: not wanted */
-RA_API ra_status ra_policy_score_state(const ra_config * cfg, int32_t il, int32_t ih, int32_t n_kv,
-                                       int32_t head_dim, int32_t n_group, int32_t n_obs,
-                                       const float * k, const float * q, float kq_scale,
-                                       const int32_t * pos, const float * state, float * state_out,
-                                       float * score);
+/* Numbers that policy i keeps with a token from compression to compression (n_state); 0 if out of range. */
+RA_API int32_t ra_policy_n_state(int32_t i);
+
+/* Scores the tokens of one head exactly as a compression does.
+ *   cfg       policy and its parameters; n_window newest tokens are the window
+ *   score     [n_kv] out           +INFINITY for tokens that must stay (sinks, window, protected), else
+ *                                  finite, higher = keep. The value guard is not applied.
+ *   state_out [n_kv, n_state] out  what is kept with the tokens; NULL: not wanted
+ *   mass      [n_kv] out           attention that they receive, as merging weighs them; NULL: not wanted
+ * RA_STATUS_INVALID for sizes out of range, RA_STATUS_NO_MEMORY; the arrays are then untouched. */
+RA_API ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * head, float * score,
+                                 float * state_out, float * mass);
+
+/* Merges what goes of one head into what stays, exactly as a compression does.
+ *   keep     [n_kv]             1 = stays
+ *   can_take [n_kv]             1 = stays, and others may be merged into it
+ *   mass     [n_kv]             attention received, >= 0
+ *   target   [n_kv] out         token that takes token j; -1: j stays, or nothing could take it
+ *   bias_out [n_kv] out         biases after; of no meaning for what goes
+ *   v_out    [n_kv, head_dim_v] out  values after; of no meaning for what goes
+ * head->v must be there; q and state are not read. Errors as above. */
+RA_API ra_status ra_merge_head(const ra_config * cfg, const ra_head_arrays * head,
+                               const uint8_t * keep, const uint8_t * can_take, const float * mass,
+                               int32_t * target, float * bias_out, float * v_out);
 
 /* keep[i] = 1 for the `budget` highest scores (ties: the newer token), else 0.
  * n_kv >= 1; budget >= 0. Tokens scored +INFINITY must not outnumber the budget:

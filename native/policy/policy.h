@@ -15,6 +15,9 @@
 extern "C" {
 #endif
 
+/* numbers that a policy may keep with a token */
+enum { RA_MAX_STATE = 4 };
+
 /* features, as bits of ra_policy.needs */
 enum {
     RA_FEATURE_ATTN_LOGITS = 1 << 0,
@@ -46,8 +49,9 @@ typedef struct ra_features {
     const float * value_dist;  /* [n_kv] their distances from the mean V row of the head */
 
     /* numbers per token that the policy keeps from compression to compression: ra_policy.n_state */
-    const float * state; /* [n_kv, n_state] as left by the last one; NaN for a token that it did not see */
-    float *       state_out; /* [n_kv, n_state] to write; is a copy of state. In force if nothing fails */
+    const float *
+        state; /* [n_kv, n_state] as left by the last one; NaN for a token that it did not see */
+    float * state_out; /* [n_kv, n_state] to write; is a copy of state. In force if nothing fails */
 
     float * mass; /* [n_kv] out, attention that tokens receive, >= 0: of a policy that gives_mass */
 
@@ -63,7 +67,7 @@ typedef struct ra_policy {
     const char *       summary; /* one line: what it keeps, and its source */
     uint32_t           needs;   /* RA_FEATURE_* */
     ra_policy_score_fn score;
-    int32_t            n_state;    /* numbers kept with a token; 0 stands for 1 */
+    int32_t            n_state;    /* numbers kept with a token, 1 to RA_MAX_STATE */
     bool               gives_mass; /* writes ra_features.mass; else ra_attention_mass() stands in */
 } ra_policy;
 

@@ -19,6 +19,7 @@ typedef struct ra_pool {
     float *    key_sim;
     float *    key_cos;
     float *    value_norm;
+    float *    value_dist;
     int32_t    open_layer;     /* between move_begin and move_end; else -1 */
     int32_t    features_layer; /* whose features were begun; -1: none */
     int32_t    n_layers_begun; /* calls of features_begin so far */
@@ -74,12 +75,14 @@ static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_feature
         p->key_sim[i]    = is_odd ? ra_pool_odd_float() : ra_test_float();
         p->key_cos[i]    = is_odd ? ra_pool_odd_float() : ra_test_float();
         p->value_norm[i] = ra_test_int(0, 20) == 0 ? 100.0f : 1.0f + ra_test_float();
+        p->value_dist[i] = is_odd ? ra_pool_odd_float() : 1.0f + ra_test_float();
     }
     f->n_group     = RA_POOL_GROUP;
     f->attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? p->logits : NULL;
     f->key_sim     = needs & RA_FEATURE_KEY_SIM ? p->key_sim : NULL;
     f->key_cos     = needs & RA_FEATURE_KEY_COS ? p->key_cos : NULL;
     f->value_norm  = needs & RA_FEATURE_VALUE_NORM ? p->value_norm : NULL;
+    f->value_dist  = needs & RA_FEATURE_VALUE_DIST ? p->value_dist : NULL;
     return RA_STATUS_OK;
 }
 
@@ -129,6 +132,7 @@ static inline void ra_pool_init(ra_pool * p, ra_cache * c) {
     p->key_sim     = calloc(n, sizeof(float));
     p->key_cos     = calloc(n, sizeof(float));
     p->value_norm  = calloc(n, sizeof(float));
+    p->value_dist  = calloc(n, sizeof(float));
     for (int32_t il = 0; il < c->n_layer; ++il) {
         p->tags[il] = calloc((size_t) c->layers[il].n_slots, sizeof(int32_t));
     }
@@ -143,6 +147,7 @@ static inline void ra_pool_free(ra_pool * p) {
     free(p->key_sim);
     free(p->key_cos);
     free(p->value_norm);
+    free(p->value_dist);
     ra_cache_free(p->cache);
 }
 

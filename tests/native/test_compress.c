@@ -58,8 +58,8 @@ static void score_not_finite(const ra_config * cfg, const ra_features * f, float
 }
 
 static void test_ties_and_numbers_that_are_none(void) {
-    const ra_policy equal      = { "equal", "", 0, score_equal };
-    const ra_policy not_finite = { "not finite", "", 0, score_not_finite };
+    const ra_policy equal      = { "equal", "", 0, score_equal, 1, false };
+    const ra_policy not_finite = { "not finite", "", 0, score_not_finite, 1, false };
     const ra_config cfg        = ra_pool_config("random", 9);
     const int32_t   newer[9]   = { 0, 1, 13, 14, 15, 16, 17, 18, 19 };
     const int32_t   finite[9]  = { 0, 1, 5, 18, 19, 20, 21, 22, 23 };
@@ -184,8 +184,10 @@ static void check_state(const ra_pool * p, int32_t n_seen) {
 }
 
 static void test_state_follows_its_token(void) {
-    const ra_policy policy = { .name = "remember", .summary = "", .score = score_and_remember };
-    const ra_config cfg    = ra_pool_config("random", 12);
+    const ra_policy policy = {
+        .name = "remember", .summary = "", .score = score_and_remember, .n_state = 1
+    };
+    const ra_config cfg           = ra_pool_config("random", 12);
     const int32_t   budgets[4][3] = { { 22, 7, 7 }, { 7, 7, 22 }, { 8, 20, 8 }, { 7, 10, 19 } };
     ra_pool         p;
     if (!ra_pool_make(&p, &cfg, 1, three_heads)) {

@@ -7,7 +7,7 @@
 
 #define ALL_FEATURES                                                                \
     ((uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS | \
-                 RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM))
+                 RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM | RA_FEATURE_VALUE_DIST))
 
 /* exact-size heap arrays, so that the address sanitizer sees a read or write beyond them */
 typedef struct features_heap {
@@ -19,26 +19,32 @@ typedef struct features_heap {
     float *     state;
     float *     state_out;
     float *     score;
+    float *     mass;
 } features_heap;
 
-static features_heap features_make(uint32_t needs, int32_t n_kv, int32_t n_window, int32_t n_obs,
-                                   int32_t n_group) {
+static features_heap features_make(uint32_t needs, int32_t n_state, int32_t n_kv, int32_t n_window,
+                                   int32_t n_obs, int32_t n_group) {
     const size_t  n_logits = (size_t) n_obs * (size_t) n_group * (size_t) n_kv;
     features_heap h        = {
                .pos       = malloc((size_t) n_kv * sizeof(int32_t)),
                .obs_pos   = malloc((size_t) n_obs * sizeof(int32_t)),
                .logits    = malloc(n_logits * sizeof(float)),
                .sim       = malloc((size_t) n_kv * sizeof(float)),
-               .state     = malloc((size_t) n_kv * sizeof(float)),
-               .state_out = malloc((size_t) n_kv * sizeof(float)),
+               .state     = malloc((size_t) (n_kv * n_state) * sizeof(float)),
+               .state_out = malloc((size_t) (n_kv * n_state) * sizeof(float)),
                .score     = malloc((size_t) n_kv * sizeof(float)),
+               .mass      = malloc((size_t) n_kv * sizeof(float)),
     };
     int32_t pos = ra_test_int(0, 3);
     for (int32_t j = 0; j < n_kv; ++j) {
-        h.pos[j]   = pos;
-        h.sim[j]   = ra_test_float();
-        h.state[j] = h.state_out[j] = ra_test_int(0, 3) == 0 ? NAN : ra_test_float();
-        h.score[j]                  = NAN;
+        h.pos[j]          = pos;
+        h.sim[j]          = ra_test_float();
+        h.score[j]        = NAN;
+        h.mass[j]         = NAN;
+        const bool is_new = ra_test_int(0, 3) == 0;
+        for (int32_t s = n_state * j; s < n_state * (j + 1); ++s) {
+            h.state[s] = h.state_out[s] = is_new ? NAN : ra_test_float();
+        }
         pos += ra_test_int(1, 4);
     }
     for (size_t i = 0; i < n_logits; ++i) {
@@ -63,6 +69,8 @@ static features_heap features_make(uint32_t needs, int32_t n_kv, int32_t n_windo
         .key_sim     = needs & RA_FEATURE_KEY_SIM ? h.sim : NULL,
         .key_cos     = needs & RA_FEATURE_KEY_COS ? h.sim : NULL,
         .value_norm  = needs & RA_FEATURE_VALUE_NORM ? h.sim : NULL,
+        .value_dist  = needs & RA_FEATURE_VALUE_DIST ? h.sim : NULL,
+        .mass        = h.mass,
         .work        = malloc(3 * (size_t) n_kv * sizeof(float)),
     };
     return h;
@@ -76,6 +84,7 @@ static void features_free(features_heap * h) {
     free(h->state);
     free(h->state_out);
     free(h->score);
+    free(h->mass);
     free(h->f.work);
 }
 
@@ -89,6 +98,8 @@ static void test_registry_walk(void) {
         CHECK_STR(p->summary, ra_policy_summary(i));
         CHECK(p->name[0] != '\0' && p->summary[0] != '\0' && strchr(p->summary, '\n') == NULL);
         CHECK((p->needs & ~ALL_FEATURES) == 0);
+        CHECK(p->n_state >= 1 && p->n_state <= RA_MAX_STATE);
+        CHECK_EQ(ra_policy_n_state(i), p->n_state);
         for (int32_t j = 0; j < i; ++j) {
             CHECK(strcmp(ra_policy_name(i), ra_policy_name(j)) != 0);
         }
@@ -131,14 +142,18 @@ static void test_every_policy_on_random_shapes(void) {
             const bool    is_all    = (p->needs & RA_FEATURE_ALL_QUERIES) != 0;
             const int32_t n_obs_max = is_all ? 2 * n_window + 5 : n_window;
             const int32_t n_obs     = round % 7 == 0 ? 0 : ra_test_int(0, n_obs_max + 1);
-            features_heap h     = features_make(p->needs, n_kv, n_window, n_obs, ra_test_int(1, 5));
-            float *       again = malloc((size_t) n_kv * sizeof(float));
+            features_heap h =
+                features_make(p->needs, p->n_state, n_kv, n_window, n_obs, ra_test_int(1, 5));
+            float * again = malloc((size_t) n_kv * sizeof(float));
             p->score(&cfg, &h.f, h.score);
             p->score(&cfg, &h.f, again);
             for (int32_t j = 0; j < n_kv; ++j) {
                 CHECK(isfinite(h.score[j]));
             }
             CHECK_SAME(h.score, again, (size_t) n_kv * sizeof(float));
+            for (int32_t j = 0; j < n_kv; ++j) {
+                CHECK(!p->gives_mass == isnan(h.mass[j]));
+            }
             free(again);
             features_free(&h);
         }
@@ -179,7 +194,7 @@ static void test_importance_by_hand(void) {
 
 /* The two ends of lambda: attention alone is SnapKV, redundancy alone is minus the softmax. */
 static void test_rkv_ends(void) {
-    features_heap h = features_make(RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, 40, 8, 8, 3);
+    features_heap h = features_make(RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, 1, 40, 8, 8, 3);
     float         snapkv[40];
     ra_config     cfg = ra_config_default_params();
     ra_policy_snapkv_score(&cfg, &h.f, snapkv);
@@ -256,40 +271,60 @@ static void test_what_must_stay(void) {
 /* ra_policy_score() checks its arguments and then leaves score alone */
 static void test_policy_score_arguments(void) {
     enum { N = 3, D = 2 };
-    const float   k[N * D] = { 1, 0, 0, 1, 1, 1 };
-    const float   q[D]     = { 1, 2 };
-    const int32_t pos[N]   = { 4, 5, 9 };
-    const int32_t same[N]  = { 4, 4, 9 };
-    const int32_t below[N] = { -1, 5, 9 };
-    ra_config     cfg      = ra_config_default_params();
-    float         score[N] = { 7, 7, 7 };
-#define SCORE(il, ih, n_kv, head_dim, n_group, n_obs, k, q, pos, score) \
-    ra_policy_score(&cfg, il, ih, n_kv, head_dim, n_group, n_obs, k, q, 1.0f, pos, score)
-    CHECK_STATUS(SCORE(-1, 0, N, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, -1, N, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, 0, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, INT32_MAX, D, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, 0, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, INT32_MAX, 1, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 0, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, INT32_MAX, 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, -1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, N + 1, k, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, NULL, q, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, NULL, pos, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, NULL, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, pos, NULL), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, same, score), RA_STATUS_INVALID);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, below, score), RA_STATUS_INVALID);
+    const float          k[N * D] = { 1, 0, 0, 1, 1, 1 };
+    const float          q[D]     = { 1, 2 };
+    const int32_t        pos[N]   = { 4, 5, 9 };
+    const int32_t        same[N]  = { 4, 4, 9 };
+    const int32_t        below[N] = { -1, 5, 9 };
+    ra_config            cfg      = ra_config_default_params();
+    float                score[N] = { 7, 7, 7 };
+    const ra_head_arrays good     = { .size       = sizeof(good),
+                                      .n_kv       = N,
+                                      .n_group    = 1,
+                                      .n_obs      = 1,
+                                      .head_dim_k = D,
+                                      .kq_scale   = 1.0f,
+                                      .k          = k,
+                                      .q          = q,
+                                      .pos        = pos };
+    ra_head_arrays       bad[17];
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); ++i) {
+        bad[i] = good;
+    }
+    bad[0].il          = -1;
+    bad[1].ih          = -1;
+    bad[2].n_kv        = 0;
+    bad[3].n_kv        = INT32_MAX;
+    bad[4].head_dim_k  = 0;
+    bad[5].head_dim_k  = INT32_MAX;
+    bad[6].n_group     = 0;
+    bad[7].n_group     = INT32_MAX;
+    bad[8].n_obs       = -1;
+    bad[9].n_obs       = N + 1;
+    bad[10].k          = NULL;
+    bad[11].q          = NULL;
+    bad[12].pos        = NULL;
+    bad[13].pos        = same;
+    bad[14].pos        = below;
+    bad[15].size       = 8;
+    bad[16].v          = k;
+    bad[16].head_dim_v = 0;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); ++i) {
+        CHECK_STATUS(ra_policy_score(&cfg, &bad[i], score, NULL, NULL), RA_STATUS_INVALID);
+    }
+    CHECK_STATUS(ra_policy_score(&cfg, NULL, score, NULL, NULL), RA_STATUS_INVALID);
+    CHECK_STATUS(ra_policy_score(&cfg, &good, NULL, NULL, NULL), RA_STATUS_INVALID);
     cfg.policy = "no such policy";
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, pos, score), RA_STATUS_NOT_FOUND);
+    CHECK_STATUS(ra_policy_score(&cfg, &good, score, NULL, NULL), RA_STATUS_NOT_FOUND);
     cfg = ra_config_default_params();
     ra_calloc_fail_at(1);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 1, k, q, pos, score), RA_STATUS_NO_MEMORY);
+    CHECK_STATUS(ra_policy_score(&cfg, &good, score, NULL, NULL), RA_STATUS_NO_MEMORY);
     CHECK(score[0] == 7.0f && score[1] == 7.0f && score[2] == 7.0f);
-    CHECK_STATUS(SCORE(0, 0, N, D, 1, 0, k, NULL, pos, score), RA_STATUS_OK);
+    ra_head_arrays no_queries = good;
+    no_queries.n_obs          = 0;
+    no_queries.q              = NULL;
+    CHECK_STATUS(ra_policy_score(&cfg, &no_queries, score, NULL, NULL), RA_STATUS_OK);
     CHECK(score[0] == INFINITY && score[2] == INFINITY); /* all in the window */
-#undef SCORE
 }
 
 int main(void) {
