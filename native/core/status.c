@@ -61,6 +61,10 @@ size_t ra_sizeof_head_arrays(void) {
     return sizeof(ra_head_arrays);
 }
 
+size_t ra_sizeof_trace_event(void) {
+    return sizeof(ra_trace_event);
+}
+
 size_t ra_sizeof_head_stats(void) {
     return sizeof(ra_head_stats);
 }

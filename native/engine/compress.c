@@ -144,24 +144,50 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
     return st;
 }
 
+/* dst [sum of used] <- the rows in use of src [n_slots], both of values of `size` bytes */
+static void * ra_gather_rows(const ra_layer * l, const void * src, size_t size) {
+    char * dst = ra_calloc((size_t) l->n_slots, size);
+    size_t n   = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv && dst != NULL; ++ih) {
+        memcpy(dst + n * size, (const char *) src + (size_t) l->offset[ih] * size,
+               (size_t) l->used[ih] * size);
+        n += (size_t) l->used[ih];
+    }
+    return dst;
+}
+
 /* Reports a planned layer; left out when memory is short. */
 static void ra_trace_layer(const ra_cache * c, int32_t il) {
-    const ra_layer * l    = &c->layers[il];
-    int32_t *        pos  = ra_calloc((size_t) l->n_slots, sizeof(*pos));
-    uint8_t *        keep = ra_calloc((size_t) l->n_slots, sizeof(*keep));
-    int32_t          n    = 0;
-    for (int32_t ih = 0; ih < l->n_head_kv && pos != NULL && keep != NULL; ++ih) {
-        for (int32_t i = 0; i < l->used[ih]; ++i, ++n) {
-            pos[n]  = l->pos[l->offset[ih] + i];
-            keep[n] = l->keep[l->offset[ih] + i];
-        }
-    }
-    if (pos != NULL && keep != NULL) {
-        c->trace(c->trace_user, c->n_compressions, c->n_pos, il, l->n_head_kv, l->used, pos,
-                 c->score, keep, l->planned);
+    const ra_layer * l      = &c->layers[il];
+    const ra_merge * m      = l->merge;
+    int32_t *        pos    = ra_gather_rows(l, l->pos, sizeof(*pos));
+    uint8_t *        keep   = ra_gather_rows(l, l->keep, sizeof(*keep));
+    int32_t *        target = m != NULL ? ra_gather_rows(l, m->target, sizeof(*target)) : NULL;
+    float *          share  = m != NULL ? ra_gather_rows(l, m->share, sizeof(*share)) : NULL;
+    float *          bias   = m != NULL ? ra_gather_rows(l, m->bias_out, sizeof(*bias)) : NULL;
+    if (pos != NULL && keep != NULL &&
+        (m == NULL || (target != NULL && share != NULL && bias != NULL))) {
+        const ra_trace_event event = {
+            .i_compression = c->n_compressions,
+            .n_pos         = c->n_pos,
+            .il            = il,
+            .n_head_kv     = l->n_head_kv,
+            .n_kv          = l->used,
+            .pos           = pos,
+            .score         = c->score,
+            .keep          = keep,
+            .budgets       = l->planned,
+            .target        = target,
+            .share         = share,
+            .bias          = bias,
+        };
+        c->trace(c->trace_user, &event);
     }
     ra_free(pos);
     ra_free(keep);
+    ra_free(target);
+    ra_free(share);
+    ra_free(bias);
 }
 
 /* What is kept of the token in row src is, from now on, of row dst. The row itself is moved apart. */

@@ -83,6 +83,7 @@ RA_API size_t ra_sizeof_config(void);
 RA_API size_t ra_sizeof_stats(void);
 RA_API size_t ra_sizeof_head_stats(void);
 RA_API size_t ra_sizeof_head_arrays(void);
+RA_API size_t ra_sizeof_trace_event(void);
 
 /* Name of a status, "RA_STATUS_..."; static string, never NULL. */
 RA_API const char * ra_status_name(ra_status status);
@@ -275,16 +276,26 @@ RA_API int32_t ra_memory_breakdown(const struct llama_context * ctx, int64_t * m
 /* ra_stats.scratch_bytes as it will be from the first decode on, also with no_alloc. -1 on error. */
 RA_API int64_t ra_planned_scratch_bytes(const struct llama_context * ctx);
 
-/* Called once per layer during a compression, after the policy scored and before anything moves.
- *   n_kv    [n_head_kv]        tokens of each head before the compression
- *   pos     [sum of n_kv]      their positions, head after head
- *   score   [sum of n_kv]      the policy's scores; +INFINITY where the token must stay
- *   keep    [sum of n_kv]      1 = stays, 0 = evicted
- *   budgets [n_head_kv]        head budgets of this compression
- * The arrays are valid during the call only; it must not call into this context. */
-typedef void (*ra_trace_cb)(void * user, int64_t i_compression, int32_t n_pos, int32_t il,
-                            int32_t n_head_kv, const int32_t * n_kv, const int32_t * pos,
-                            const float * score, const uint8_t * keep, const int32_t * budgets);
+/* One layer of a compression, after the policy scored and before anything moves. Arrays run head after
+ * head and are valid during the call only. */
+typedef struct ra_trace_event {
+    int64_t         i_compression; /* its number since the last clear, from 0 */
+    int32_t         n_pos;         /* length of the sequence */
+    int32_t         il;
+    int32_t         n_head_kv;
+    const int32_t * n_kv;    /* [n_head_kv]   tokens of each head before the compression */
+    const int32_t * pos;     /* [sum of n_kv] their positions */
+    const float *   score;   /* [sum of n_kv] the policy's scores; +INFINITY where the token must stay */
+    const uint8_t * keep;    /* [sum of n_kv] 1 = stays, 0 = evicted */
+    const int32_t * budgets; /* [n_head_kv]   head budgets of this compression */
+    /* merging; NULL without it */
+    const int32_t * target; /* [sum of n_kv] token, within the head, that takes an evicted one; -1: none */
+    const float *   share;  /* [sum of n_kv] part of the merged value that is a token's own */
+    const float *   bias;   /* [sum of n_kv] added to the logits of a key from now on */
+} ra_trace_event;
+
+/* Called once per layer during a compression; must not call into this context. */
+typedef void (*ra_trace_cb)(void * user, const ra_trace_event * event);
 
 /* Sets (or with NULL removes) the trace callback of a context. */
 RA_API ra_status ra_set_trace(struct llama_context * ctx, ra_trace_cb cb, void * user);

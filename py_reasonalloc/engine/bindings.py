@@ -43,7 +43,10 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("sim_threshold", c_float),
         ("pool_kernel", c_int32),
         ("ema", c_float),
+        ("decay", c_float),
         ("seed", c_uint64),
+        ("merge", c_int32),
+        ("bias_max", c_float),
         ("value_guard", c_float),
         ("n_guard", c_int32),
         ("layer_budgets", POINTER(c_int32)),
@@ -118,29 +121,60 @@ class ra_robustify_params(ctypes.Structure):  # noqa: N801
     _fields_ = (("gamma", c_double), ("lo", c_double), ("hi", c_double))
 
 
+class ra_head_arrays(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("il", c_int32),
+        ("ih", c_int32),
+        ("n_kv", c_int32),
+        ("n_group", c_int32),
+        ("n_obs", c_int32),
+        ("head_dim_k", c_int32),
+        ("head_dim_v", c_int32),
+        ("kq_scale", c_float),
+        ("k", POINTER(c_float)),
+        ("v", POINTER(c_float)),
+        ("q", POINTER(c_float)),
+        ("pos", POINTER(c_int32)),
+        ("bias", POINTER(c_float)),
+        ("state", POINTER(c_float)),
+    )
+
+
+class ra_trace_event(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (
+        ("i_compression", c_int64),
+        ("n_pos", c_int32),
+        ("il", c_int32),
+        ("n_head_kv", c_int32),
+        ("n_kv", POINTER(c_int32)),
+        ("pos", POINTER(c_int32)),
+        ("score", POINTER(c_float)),
+        ("keep", POINTER(c_uint8)),
+        ("budgets", POINTER(c_int32)),
+        ("target", POINTER(c_int32)),
+        ("share", POINTER(c_float)),
+        ("bias", POINTER(c_float)),
+    )
+
+
 check_struct_sizes(
     _lib,
     {
         "ra_sizeof_config": ra_config,
         "ra_sizeof_stats": ra_stats,
         "ra_sizeof_head_stats": ra_head_stats,
+        "ra_sizeof_head_arrays": ra_head_arrays,
+        "ra_sizeof_trace_event": ra_trace_event,
     },
 )
 
-# void (*)(user, i_compression, n_pos, il, n_head_kv, n_kv, pos, score, keep, budgets)
-ra_trace_cb = ctypes.CFUNCTYPE(
-    None,
-    c_void_p,
-    c_int64,
-    c_int32,
-    c_int32,
-    c_int32,
-    POINTER(c_int32),
-    POINTER(c_int32),
-    POINTER(c_float),
-    POINTER(c_uint8),
-    POINTER(c_int32),
-)
+# void (*)(user, event)
+ra_trace_cb = ctypes.CFUNCTYPE(None, c_void_p, POINTER(ra_trace_event))
 
 
 def _bind(name: str, argtypes: list[Any], restype: Any) -> Any:
@@ -194,27 +228,24 @@ ra_policy_summary = _bind("ra_policy_summary", [c_int32], c_char_p)
 ra_alloc_count = _bind("ra_alloc_count", [c_int32], c_int32)
 ra_alloc_name = _bind("ra_alloc_name", [c_int32, c_int32], c_char_p)
 
+ra_policy_n_state = _bind("ra_policy_n_state", [c_int32], c_int32)
 ra_policy_score = _bind(
     "ra_policy_score",
-    [
-        POINTER(ra_config),
-        c_int32,
-        c_int32,
-        c_int32,
-        c_int32,
-        c_int32,
-        c_int32,
-        _floats,
-        _floats,
-        c_float,
-        _int32s,
-        _floats,
-    ],
+    [POINTER(ra_config), POINTER(ra_head_arrays), _floats, _floats, _floats],
     _status,
 )
-ra_policy_score_state = _bind(
-    "ra_policy_score_state",
-    [*ra_policy_score.argtypes[:-1], _floats, _floats, _floats],
+ra_merge_head = _bind(
+    "ra_merge_head",
+    [
+        POINTER(ra_config),
+        POINTER(ra_head_arrays),
+        POINTER(c_uint8),
+        POINTER(c_uint8),
+        _floats,
+        _int32s,
+        _floats,
+        _floats,
+    ],
     _status,
 )
 ra_robustify = _bind(

@@ -82,34 +82,23 @@ class Tracer:
         self._callback: Any = c.ra_trace_cb(self._receive)
         c.check(c.ra_set_trace(session.ctx, self._callback, None))
 
-    def _receive(
-        self,
-        user: Any,
-        step: int,
-        n_pos: int,
-        il: int,
-        n_head_kv: int,
-        n_kv: Any,
-        pos: Any,
-        score: Any,
-        keep: Any,
-        budgets: Any,
-    ) -> None:
+    def _receive(self, user: Any, pointer: Any) -> None:
         """ra_trace_cb: may neither raise nor call into the context."""
         try:
-            ends = np.cumsum(n_kv[:n_head_kv])
+            event = pointer.contents
+            ends = np.cumsum(event.n_kv[: event.n_head_kv])
             n = int(ends[-1])
-            positions = np.frombuffer(ctypes.string_at(pos, 4 * n), dtype=np.int32)
-            kept = np.frombuffer(ctypes.string_at(keep, n), dtype=np.bool_)
+            positions = np.frombuffer(ctypes.string_at(event.pos, 4 * n), dtype=np.int32)
+            kept = np.frombuffer(ctypes.string_at(event.keep, n), dtype=np.bool_)
             heads = zip(np.split(positions, ends[:-1]), np.split(kept, ends[:-1]))
             runs = tuple(runs_of(head[mask]) for head, mask in heads)
-            layer = LayerCompression(il, tuple(budgets[:n_head_kv]), runs)
-            if self._pending and self._pending[-1][0] == step:
-                if self._pending[-1][2][-1].il < il:
+            layer = LayerCompression(event.il, tuple(event.budgets[: event.n_head_kv]), runs)
+            if self._pending and self._pending[-1][0] == event.i_compression:
+                if self._pending[-1][2][-1].il < event.il:
                     self._pending[-1][2].append(layer)
                     return
                 self._pending.pop()  # it was given up half-way, and tried again
-            self._pending.append((step, n_pos, [layer]))
+            self._pending.append((event.i_compression, event.n_pos, [layer]))
         except BaseException as error:
             self._error = self._error or error
 

@@ -35,13 +35,19 @@ static int32_t int_max(int32_t a, int32_t b) {
 }
 
 /* Checks one traced layer against the definition, and notes what is left. */
-static void on_trace(void * user, int64_t i_compression, int32_t n_pos, int32_t il, int32_t n_heads,
-                     const int32_t * n_kv, const int32_t * pos, const float * score,
-                     const uint8_t * keep, const int32_t * budgets) {
-    world *           w   = user;
-    const ra_config * cfg = &w->pool.cache->settings.cfg;
-    CHECK_EQ(i_compression, w->pool.cache->n_compressions);
-    CHECK_EQ(n_pos, w->n_pos);
+static void on_trace(void * user, const ra_trace_event * event) {
+    world *           w       = user;
+    const ra_config * cfg     = &w->pool.cache->settings.cfg;
+    const int32_t     il      = event->il;
+    const int32_t     n_heads = event->n_head_kv;
+    const int32_t *   n_kv    = event->n_kv;
+    const int32_t *   pos     = event->pos;
+    const float *     score   = event->score;
+    const uint8_t *   keep    = event->keep;
+    const int32_t *   budgets = event->budgets;
+    CHECK_EQ(event->i_compression, w->pool.cache->n_compressions);
+    CHECK_EQ(event->n_pos, w->n_pos);
+    CHECK(event->target == NULL && event->share == NULL && event->bias == NULL);
     CHECK_EQ(n_heads, n_head_kv[il]);
     w->is_traced[il] = true;
     ++w->n_traced;

@@ -297,6 +297,7 @@ static void test_status(void) {
     CHECK_EQ((int64_t) ra_sizeof_config(), (int64_t) sizeof(ra_config));
     CHECK_EQ((int64_t) ra_sizeof_stats(), (int64_t) sizeof(ra_stats));
     CHECK_EQ((int64_t) ra_sizeof_head_stats(), (int64_t) sizeof(ra_head_stats));
+    CHECK_EQ((int64_t) ra_sizeof_trace_event(), (int64_t) sizeof(ra_trace_event));
     CHECK_EQ((int64_t) ra_sizeof_head_arrays(), (int64_t) sizeof(ra_head_arrays));
 
     CHECK_EQ(ra_error(RA_STATUS_COMPUTE, "%0600d", 1), RA_STATUS_COMPUTE);

@@ -87,19 +87,13 @@ static void test_init(void) {
     CHECK_EQ(fail_each_of_init(&tables), n_plain + 1);
 }
 
-static void count_traces(void * user, int64_t i_compression, int32_t n_pos, int32_t il,
-                         int32_t n_heads, const int32_t * n_kv, const int32_t * pos,
-                         const float * score, const uint8_t * keep, const int32_t * budgets) {
-    (void) i_compression;
-    (void) n_pos;
-    (void) il;
-    (void) score;
+static void count_traces(void * user, const ra_trace_event * event) {
     int32_t n = 0;
-    for (int32_t ih = 0; ih < n_heads; ++ih) {
-        n += n_kv[ih];
-        CHECK(budgets[ih] > 0);
+    for (int32_t ih = 0; ih < event->n_head_kv; ++ih) {
+        n += event->n_kv[ih];
+        CHECK(event->budgets[ih] > 0);
     }
-    CHECK(pos[n - 1] >= 0 && keep[n - 1] == 1);
+    CHECK(event->pos[n - 1] >= 0 && event->keep[n - 1] == 1);
     ++*(int32_t *) user;
 }
 

@@ -62,6 +62,9 @@ class LayerTrace:
     scores: list[np.ndarray]
     keep: list[np.ndarray]
     budgets: list[int]
+    target: list[np.ndarray] | None = None
+    share: list[np.ndarray] | None = None
+    bias: list[np.ndarray] | None = None
 
     def kept(self, ih: int) -> np.ndarray:
         """Return the positions that head `ih` kept."""
@@ -227,23 +230,27 @@ class Engine:
     def trace(self) -> None:
         """Record every compression from now on in `traces`."""
 
-        def record(user, i, n_pos, il, n_head_kv, n_kv, pos, score, keep, budgets) -> None:
-            counts = n_kv[:n_head_kv]
-            ends = np.cumsum(counts)
-            total = int(ends[-1])
+        def record(user: Any, pointer: Any) -> None:
+            event = pointer.contents
+            ends = np.cumsum(event.n_kv[: event.n_head_kv])
 
-            def split(values: Any, dtype: Any) -> list[np.ndarray]:
-                return np.split(np.array(values[:total], dtype=dtype), ends[:-1])
+            def split(values: Any, dtype: Any) -> Any:
+                if not values:
+                    return None
+                return np.split(np.array(values[: int(ends[-1])], dtype=dtype), ends[:-1])
 
             self.traces.append(
                 LayerTrace(
-                    i_compression=i,
-                    n_pos=n_pos,
-                    il=il,
-                    positions=split(pos, np.int32),
-                    scores=split(score, np.float32),
-                    keep=split(keep, bool),
-                    budgets=list(budgets[:n_head_kv]),
+                    i_compression=event.i_compression,
+                    n_pos=event.n_pos,
+                    il=event.il,
+                    positions=split(event.pos, np.int32),
+                    scores=split(event.score, np.float32),
+                    keep=split(event.keep, bool),
+                    budgets=list(event.budgets[: event.n_head_kv]),
+                    target=split(event.target, np.int32),
+                    share=split(event.share, np.float32),
+                    bias=split(event.bias, np.float32),
                 )
             )
 

@@ -6,7 +6,9 @@ Matrices over whole heads, float64, no loops over tokens. Symbols as in the pape
 k      [n_kv, head_dim]     keys of one KV head, in position order
 q      [n_obs, n_group, d]  queries of the observation window, oldest first
 pos    [n_kv]               positions, strictly ascending
-state  [n_kv]               what the last compression left with each token, NaN: nothing
+v      [n_kv, head_dim_v]   values
+bias   [n_kv]               what merging adds to the logits of each key
+state  [n_kv] or [n_kv, 2]  what the last compression left with each token, NaN: nothing
 A      [n_obs, n_cand]      attention logits, n_cand = n_kv - n_window
 I      [n_cand]             importance
 R      [n_kv]               redundancy
@@ -46,19 +48,31 @@ class Head:
     sim_threshold: float = 0.5
     pool_kernel: int = 7
     ema: float = 0.5
+    decay: float = 0.75
     seed: int = 0
+    v: Array | None = None
+    bias: Array | None = None
+    n_state: int = 1
     state: Array | None = None
     obs_pos: Array | None = None
 
     def __post_init__(self) -> None:
         if self.state is None:
-            self.state = np.full(len(self.pos), np.nan)
+            shape = (len(self.pos),) if self.n_state == 1 else (len(self.pos), self.n_state)
+            self.state = np.full(shape, np.nan)
+        if self.bias is None:
+            self.bias = np.zeros(len(self.pos))
         if self.obs_pos is None:  # the queries are those of the newest tokens
             self.obs_pos = np.asarray(self.pos)[len(self.pos) - len(self.q) :]
 
     @property
     def n_kv(self) -> int:
         return len(self.pos)
+
+    @property
+    def logits(self) -> Array:
+        """Attention logits of all queries and keys: [n_obs, n_group, n_kv]."""
+        return np.einsum("ogd,jd->ogj", self.q, self.k) * self.kq_scale + self.bias
 
     @property
     def n_cand(self) -> int:
@@ -95,7 +109,7 @@ def importance(head: Head) -> Array:
     """
     if len(head.q) == 0:
         return np.zeros(head.n_cand)
-    logits = np.einsum("ogd,jd->ogj", head.q, head.k[: head.n_cand]) * head.kq_scale
+    logits = head.logits[..., : head.n_cand]
     return max_pool(softmax(logits.max(axis=1)).mean(axis=0), head.pool_kernel)
 
 
@@ -147,10 +161,75 @@ def h2o(head: Head) -> Array:
     ``Z_j = Z_j(before) + sum_o mean_g softmax_j(q_og . k_j * kq_scale)``, the softmax over the
     tokens that query o could see. A group of query heads counts by its mean.
     """
+    return np.nan_to_num(head.state, nan=0.0) + attention(head).sum(axis=0)
+
+
+def attention(head: Head) -> Array:
+    """Attention of every query to what it could see, mean over the group: [<= n_obs, n_kv]."""
     seen = np.asarray(head.pos)[None, :] <= np.asarray(head.obs_pos)[:, None]
-    logits = np.einsum("ogd,jd->ogj", head.q, head.k) * head.kq_scale
-    logits = np.where(seen[:, None, :], logits, -np.inf)[seen.any(axis=1)]
-    return np.nan_to_num(head.state, nan=0.0) + softmax(logits).mean(axis=1).sum(axis=0)
+    logits = np.where(seen[:, None, :], head.logits, -np.inf)[seen.any(axis=1)]
+    return softmax(logits).mean(axis=1)
+
+
+def attention_mass(head: Head) -> Array:
+    """Attention that a token receives, mean over the queries that can see it: [n_kv]."""
+    seen = np.asarray(head.pos)[None, :] <= np.asarray(head.obs_pos)[:, None]
+    return attention(head).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+
+
+def mass_state(head: Head) -> Array:
+    """Sums of decayed attention, and of the decayed weights: [n_kv, 2]."""
+    now = np.stack([attention_mass(head), np.full(head.n_kv, float(len(head.q) > 0))], axis=1)
+    return now + head.decay * np.nan_to_num(head.state, nan=0.0)
+
+
+def mass_of(policy: str, head: Head) -> Array:
+    """The attention by which merging weighs tokens: [n_kv]."""
+    if policy != "mass":
+        return attention_mass(head)
+    acc, weight = mass_state(head).T
+    return np.divide(acc, weight, out=np.zeros_like(acc), where=weight > 0)
+
+
+def mass(head: Head) -> Array:
+    """Attention remembered with decay, times the distance of the value from the mean value.
+
+    ``A_j = sum_c decay^c a_j(c compressions ago) / sum_c decay^c``, ``Z_j = A_j |v_j - mean v|``;
+    the sums are H2O's (arXiv:2306.14048), the factor after VATP (arXiv:2406.12335).
+    """
+    distance = np.linalg.norm(head.v - head.v.mean(axis=0), axis=1) if head.v is not None else 0.0
+    return mass_of("mass", head) * distance
+
+
+def merge(
+    head: Head, keep: Array, can_take: Array, masses: Array, bias_max: float = 8.0
+) -> tuple[Array, Array, Array, Array]:
+    """Merge what goes into what stays: targets, shares, biases and values afterwards.
+
+    Evicted j goes to the token that may take it whose key has the highest cosine; values become
+    means weighted by mass, and ``b_i += log((A_i + sum_j A_j) / A_i)``. ToMe (arXiv:2210.09461),
+    section 3.2, with attention in the place of counts.
+    """
+    unit = unit_keys(head.k)
+    cosines = np.where(can_take, unit @ unit.T, -np.inf)
+    goes = ~keep & can_take.any()
+    target = np.where(goes, cosines.argmax(axis=1), -1)
+    own = np.where(goes, 0.0, masses)
+    into = np.zeros((head.n_kv, head.n_kv))
+    into[target[goes], np.flatnonzero(goes)] = masses[goes]
+    taken = into.sum(axis=1)
+    whole = own + taken
+    share = np.ones(head.n_kv)
+    share[taken > 0] = (own / np.where(whole > 0, whole, 1.0))[taken > 0]
+    of_target = whole[target]
+    share[goes] = np.divide(masses, of_target, out=np.zeros(head.n_kv), where=of_target > 0)[goes]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        grown = np.where(taken > 0, head.bias + np.log(whole / own), head.bias)
+    bias = np.minimum(grown, bias_max)
+    weights = np.zeros((head.n_kv, head.n_kv))
+    weights[target[goes], np.flatnonzero(goes)] = share[goes]
+    values = head.v * np.where(goes, 1.0, share)[:, None] + weights @ head.v
+    return target, share, bias, values
 
 
 def keydiff(head: Head) -> Array:
@@ -197,10 +276,14 @@ POLICIES = {
     "rkv-ema": rkv_ema,
     "snapkv": snapkv,
     "h2o": h2o,
+    "mass": mass,
     "keydiff": keydiff,
     "streaming": streaming,
     "random": random,
 }
+
+#: Numbers that a policy keeps with a token, where it is not one.
+N_STATE = {"mass": 2}
 
 #: Policies that want the queries of all tokens since the last compression, not only the window's.
 ALL_QUERIES = {"h2o"}
@@ -210,6 +293,8 @@ def policy_state(policy: str, head: Head, scores: Array) -> Array:
     """What a policy leaves with each token, given its own scores (not the forced ones): [n_kv]."""
     if policy == "h2o":
         return scores
+    if policy == "mass":
+        return mass_state(head)
     if policy == "rkv-ema":  # the history of a token begins when it leaves the window
         return np.concatenate([scores[: head.n_cand], head.state[head.n_cand :]])
     return head.state

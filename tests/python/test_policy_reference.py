@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,12 +59,37 @@ def as_array(values: np.ndarray, kind: type) -> object:
     return (kind * max(flat.size, 1))(*flat.tolist())
 
 
+def head_arrays(head: reference.Head) -> c.ra_head_arrays:
+    """What the C interface takes of a head."""
+    n_obs, n_group, head_dim = head.q.shape
+    return c.ra_head_arrays(
+        size=ctypes.sizeof(c.ra_head_arrays),
+        il=head.il,
+        ih=head.ih,
+        n_kv=head.n_kv,
+        n_group=n_group,
+        n_obs=n_obs,
+        head_dim_k=head_dim,
+        head_dim_v=head.v.shape[1],
+        kq_scale=head.kq_scale,
+        k=as_array(head.k, c.c_float),
+        v=as_array(head.v, c.c_float),
+        q=as_array(head.q, c.c_float),
+        pos=as_array(head.pos, c.c_int32),
+        bias=as_array(head.bias, c.c_float),
+        state=as_array(head.state, c.c_float),
+    )
+
+
 def library_scores(policy: str, case: Case) -> np.ndarray:
-    """Scores by ra_policy_score_state()."""
+    """Scores by ra_policy_score()."""
     return library_scores_and_state(policy, case)[0]
 
 
-def library_scores_and_state(policy: str, case: Case) -> tuple[np.ndarray, np.ndarray]:
+def library_scores_and_state(
+    policy: str, case: Case
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, state and masses."""
     head = case.head
     cfg = c.ra_config_default_params()
     cfg.policy = policy.encode()
@@ -71,27 +97,14 @@ def library_scores_and_state(policy: str, case: Case) -> tuple[np.ndarray, np.nd
     cfg.n_sink, cfg.n_window, cfg.n_protect = case.n_sink, case.n_window, case.n_protect
     cfg.lambda_, cfg.sim_threshold = head.lambda_, head.sim_threshold
     cfg.pool_kernel, cfg.seed, cfg.ema = head.pool_kernel, head.seed, head.ema
-    n_obs, n_group, head_dim = head.q.shape
+    cfg.decay = head.decay
     score = (c.c_float * head.n_kv)()
-    state_out = (c.c_float * head.n_kv)()
-    status = c.ra_policy_score_state(
-        cfg,
-        head.il,
-        head.ih,
-        head.n_kv,
-        head_dim,
-        n_group,
-        n_obs,
-        as_array(head.k, c.c_float),
-        as_array(head.q, c.c_float),
-        head.kq_scale,
-        as_array(head.pos, c.c_int32),
-        as_array(head.state, c.c_float),
-        state_out,
-        score,
-    )
+    state_out = (c.c_float * head.state.size)()
+    mass = (c.c_float * head.n_kv)()
+    status = c.ra_policy_score(cfg, head_arrays(head), score, state_out, mass)
     assert status == c.RA_STATUS_OK, c.last_error()
-    return np.array(score, dtype=np.float64), np.array(state_out, dtype=np.float64)
+    state = np.array(state_out, dtype=np.float64).reshape(head.state.shape)
+    return np.array(score, dtype=np.float64), state, np.array(mass, dtype=np.float64)
 
 
 def c_max_budget(case: Case) -> int:
@@ -140,9 +153,12 @@ def clear_threshold(k: np.ndarray, wanted: float) -> float:
 KEY_KINDS = ["plain", "duplicates", "look-alikes", "one direction", "zeros", "outliers"]
 
 
-def make_state(rng: np.random.Generator, n_kv: int, n_new: int) -> np.ndarray:
+def make_state(rng: np.random.Generator, policy: str, n_kv: int, n_new: int) -> np.ndarray:
     """Numbers left by a compression before; none for the newest tokens, nor for some older."""
-    state = rng.standard_normal(n_kv).astype(np.float32).astype(np.float64)
+    state = rng.standard_normal(n_kv)
+    if policy == "mass":  # a sum, and the sum of its weights
+        state = rng.random((n_kv, 2)) * [1.0, 3.0]
+    state = state.astype(np.float32).astype(np.float64)
     state[rng.random(n_kv) < 0.2] = np.nan
     state[n_kv - n_new :] = np.nan
     return state
@@ -175,7 +191,10 @@ def cases(draw: st.DrawFn, policy: str = "rkv") -> Case:
         sim_threshold=clear_threshold(k, draw(st.floats(-1.0, 1.0))),
         pool_kernel=draw(st.sampled_from([1, 3, 7, 31, 255])),
         ema=draw(st.sampled_from([0.0, 0.25, 0.875])),
-        state=make_state(rng, n_kv, draw(st.integers(0, n_kv))),
+        decay=draw(st.sampled_from([0.0, 0.75, 0.9375])),
+        v=make_keys(rng, "plain", n_kv, draw(st.sampled_from([1, 8, 96]))),
+        bias=rng.choice([0.0, 0.5, 3.25], n_kv, p=[0.6, 0.2, 0.2]),
+        state=make_state(rng, policy, n_kv, draw(st.integers(0, n_kv))),
         seed=draw(st.integers(0, 2**64 - 1)),
     )
     return Case(
@@ -198,6 +217,8 @@ def tolerance(policy: str, case: Case, scores: np.ndarray) -> np.ndarray:
     absolute = ABSOLUTE
     if policy == "h2o":  # a sum over queries, beside a number of up to 5 from before
         absolute *= 5 + len(case.head.q)
+    if policy == "mass":  # times a distance of up to 20
+        absolute *= 20
     if policy == "keydiff":  # divided by the norm of a mean that may nearly cancel
         mean = reference.unit_keys(case.head.k).mean(axis=0)
         absolute /= max(np.linalg.norm(mean), reference.MIN_MEAN_NORM) ** 2
@@ -215,7 +236,7 @@ def test_every_registered_policy_has_a_definition() -> None:
 def test_scores(policy: str, data: st.DataObject) -> None:
     case = data.draw(cases(policy))
     expected = expected_scores(policy, case)
-    got, state = library_scores_and_state(policy, case)
+    got, state, mass = library_scores_and_state(policy, case)
     forced = np.isposinf(expected)
     assert np.array_equal(np.isposinf(got), forced)
     assert forced[-case.n_window :].all()
@@ -227,6 +248,8 @@ def test_scores(policy: str, data: st.DataObject) -> None:
     assert np.array_equal(np.isnan(state), np.isnan(want))
     error = np.abs(np.nan_to_num(state - want))
     assert (error <= tolerance(policy, case, want)).all(), error.max()
+    error = np.abs(mass - reference.mass_of(policy, case.head))
+    assert (error <= 2 * ABSOLUTE + RELATIVE * mass).all(), error.max()
 
 
 @pytest.mark.parametrize("policy", REGISTERED)
@@ -287,6 +310,42 @@ def test_few_tokens(policy: str, data: st.DataObject) -> None:
     assert np.isposinf(expected_scores(policy, case)).all()
 
 
+@given(data=st.data())
+@settings(examples, max_examples=300)
+def test_merging(data: st.DataObject) -> None:
+    """Targets, biases and values of ra_merge_head(); a near tie of cosines may go either way."""
+    case = data.draw(cases("mass"))
+    head, rng = case.head, np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    keep = rng.random(head.n_kv) < data.draw(st.sampled_from([0.2, 0.6, 1.0]))
+    can_take = keep & (rng.random(head.n_kv) < data.draw(st.sampled_from([0.0, 0.5, 1.0])))
+    masses = rng.random(head.n_kv) * (rng.random(head.n_kv) < 0.8)
+    masses = masses.astype(np.float32).astype(np.float64)
+    cfg = c.ra_config_default_params()
+    target = (c.c_int32 * head.n_kv)()
+    bias, values = (c.c_float * head.n_kv)(), (c.c_float * head.v.size)()
+    status = c.ra_merge_head(
+        cfg,
+        head_arrays(head),
+        as_array(keep, c.c_uint8),
+        as_array(can_take, c.c_uint8),
+        as_array(masses, c.c_float),
+        target,
+        bias,
+        values,
+    )
+    assert status == c.RA_STATUS_OK, c.last_error()
+    want, _, want_bias, want_values = reference.merge(head, keep, can_take, masses)
+    got = np.array(target[:])
+    differ = np.flatnonzero(got != want)
+    unit = reference.unit_keys(head.k)
+    for j in differ:
+        assert abs(unit[j] @ unit[got[j]] - unit[j] @ unit[want[j]]) < 1e-6
+    if len(differ) == 0:
+        assert np.abs(np.array(bias[:]) - want_bias)[keep].max(initial=0.0) < 1e-4
+        error = np.abs(np.array(values[:]).reshape(head.v.shape) - want_values)
+        assert error[keep].max(initial=0.0) < 1e-4
+
+
 @given(case=cases())
 @settings(examples, max_examples=40)
 def test_the_newest_of_look_alikes_survives(case: Case) -> None:
@@ -297,6 +356,7 @@ def test_the_newest_of_look_alikes_survives(case: Case) -> None:
     head.k = head.k[np.random.default_rng(head.seed).permutation(len(head.k))]
     head.pos = np.arange(len(head.k)) + 10
     head.q, head.state = np.zeros((0, 1, 8)), np.full(len(head.k), np.nan)
+    head.v, head.bias = np.zeros((len(head.k), 1)), np.zeros(len(head.k))
     head.lambda_, head.sim_threshold = 0.0, 0.5
     case.n_window = head.n_window = 1
     case.n_sink = case.n_protect = 0
