@@ -18,10 +18,24 @@ Array = np.ndarray
 
 @dataclass
 class LayerActivations:
-    """Queries and keys after RoPE: q [n_head, T, head_dim], k [n_head_kv, T, head_dim]."""
+    """Queries and keys after RoPE: q [n_head, T, head_dim], k [n_head_kv, T, head_dim].
+
+    Before each compression of the layer: values v[i] [n_head_kv, T, head_dim] and biases of the keys
+    bias[i] [n_head_kv, T], as merging has left them.
+    """
 
     q: Array
     k: Array
+    v: list[Array]
+    bias: list[Array]
+
+
+def merge_rows(v: Array, target: Array, share: Array) -> Array:
+    """Values [n, d] of a head after a merge: token j goes into target[j], if that is not -1."""
+    goes = target >= 0
+    merged = v * np.where(goes, 1.0, share)[:, None]
+    np.add.at(merged, target[goes], share[goes, None] * v[goes])
+    return merged
 
 
 class NumpyModel:
@@ -75,7 +89,10 @@ class NumpyModel:
         return self._linear(x, name).reshape(len(x), n, self.head_dim).transpose(1, 0, 2)
 
     def forward(
-        self, tokens: Sequence[int], visible: Sequence[Array] | None = None
+        self,
+        tokens: Sequence[int],
+        visible: Sequence[Array] | None = None,
+        compressions: Sequence[Sequence[object]] | None = None,
     ) -> tuple[Array, list[LayerActivations]]:
         """Run the sequence.
 
@@ -85,6 +102,9 @@ class NumpyModel:
             [T]
         visible : sequence of bool arrays, optional
             Per layer [n_head_kv, T, T]: may query t of KV head h see token j. Default: causal.
+        compressions : sequence of sequences, optional
+            Per layer its compressions in order, with `n_pos` and, per KV head, `positions` and, where
+            tokens were merged, `target`, `share` and `bias`. Default: none.
 
         Returns
         -------
@@ -97,7 +117,8 @@ class NumpyModel:
         for il in range(self.n_layer):
             mask = np.broadcast_to(causal, (self.n_head_kv, *causal.shape))
             mask = mask if visible is None else mask & visible[il]
-            attended, activations = self._attention(x, f"blk.{il}", mask)
+            events = compressions[il] if compressions is not None else []
+            attended, activations = self._attention(x, f"blk.{il}", mask, events)
             layers.append(activations)
             x = x + attended
             h = self._norm(x, f"blk.{il}.ffn_norm")
@@ -107,7 +128,9 @@ class NumpyModel:
         output = "output" if "output.weight" in self.weights else "token_embd"
         return self._linear(self._norm(x, "output_norm"), output), layers
 
-    def _attention(self, x: Array, blk: str, mask: Array) -> tuple[Array, LayerActivations]:
+    def _attention(
+        self, x: Array, blk: str, mask: Array, events: Sequence
+    ) -> tuple[Array, LayerActivations]:
         h = self._norm(x, f"{blk}.attn_norm")
         q = self._heads(h, f"{blk}.attn_q", self.n_head)
         k = self._heads(h, f"{blk}.attn_k", self.n_head_kv)
@@ -116,15 +139,27 @@ class NumpyModel:
             q, k = self._norm(q, f"{blk}.attn_q_norm"), self._norm(k, f"{blk}.attn_k_norm")
         q, k = self._rope(q), self._rope(k)
         n_group = self.n_head // self.n_head_kv
-        out = []
-        for i in range(self.n_head):
-            logits = q[i] @ k[i // n_group].T * self.kq_scale
-            logits = np.where(mask[i // n_group], logits, -np.inf)
-            weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            out.append(weights / weights.sum(axis=-1, keepdims=True) @ v[i // n_group])
-        return self._linear(np.concatenate(out, axis=-1), f"{blk}.attn_output"), LayerActivations(
-            q, k
-        )
+        v, bias = v.copy(), np.zeros(v.shape[:2])
+        activations = LayerActivations(q, k, [], [])
+        parts, start = [], 0
+        for event in [*events, None]:
+            stop = len(x) if event is None else event.n_pos
+            out = []
+            for i in range(self.n_head):
+                h = i // n_group
+                logits = q[i, start:stop] @ k[h].T * self.kq_scale + bias[h]
+                logits = np.where(mask[h, start:stop], logits, -np.inf)
+                weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+                out.append(weights / weights.sum(axis=-1, keepdims=True) @ v[h])
+            parts.append(np.concatenate(out, axis=-1))
+            start = stop
+            activations.v.append(v.copy())
+            activations.bias.append(bias.copy())
+            for h in range(self.n_head_kv if event is not None and event.target else 0):
+                pos = event.positions[h]
+                v[h, pos] = merge_rows(v[h, pos], event.target[h], event.share[h])
+                bias[h, pos] = event.bias[h]
+        return self._linear(np.concatenate(parts), f"{blk}.attn_output"), activations
 
 
 def write_f32_copy(source: Path | str, target: Path) -> Path:

@@ -46,6 +46,14 @@ class Run:
                 masks[event.il][ih, event.n_pos :, gone] = False
         return masks
 
+    def compressions(self) -> list[list]:
+        """Per layer its compressions in order."""
+        return [[e for e in self.traces if e.il == il] for il in range(self.model.n_layer)]
+
+    def replay(self) -> tuple[np.ndarray, list]:
+        """Logits and activations by NumPy, with what the engine kept and merged."""
+        return self.model.forward(self.tokens, self.visible(), self.compressions())
+
 
 def run_engine(
     path: Path, tokens: list[int], n_prompt: int, kv: str, flash_attn: bool, config: dict
@@ -131,11 +139,13 @@ class PolicyOracle:
     def __init__(self, run: Run, policy: str, buffer: int) -> None:
         self.run = run
         self.policy = policy
-        self.layers = run.model.forward(run.tokens, run.visible())[1]
+        self.layers = run.replay()[1]
+        self.n_judged = [0] * run.model.n_layer  # compressions
         self.n_ring = max(buffer, self.N_WINDOW)
         self.states: dict[tuple[int, int], dict[int, float]] = {}
         self.n_scored = [0] * run.model.n_layer
         self.n_compared = 0
+        self.n_merged = 0
 
     def query_positions(self, event) -> np.ndarray:
         if self.policy in reference.ALL_QUERIES:
@@ -148,6 +158,7 @@ class PolicyOracle:
         for ih in range(self.run.model.n_head_kv):
             self.judge_scores(event, ih, queries)
         self.n_scored[event.il] = event.n_pos
+        self.n_judged[event.il] += 1
         for ih, scores in enumerate(event.scores):
             expected = reference.select_keep(scores, event.budgets[ih])
             assert np.array_equal(expected, event.keep[ih])
@@ -156,13 +167,18 @@ class PolicyOracle:
         act, pos = self.layers[event.il], event.positions[ih]
         n_group = self.run.model.n_head // self.run.model.n_head_kv
         before = self.states.get((event.il, ih), {})
+        n_state = reference.N_STATE.get(self.policy, 1)
+        nothing = np.nan if n_state == 1 else [np.nan] * n_state
         head = reference.Head(
             k=act.k[ih][pos],
             q=act.q[ih * n_group : (ih + 1) * n_group][:, queries].transpose(1, 0, 2),
             kq_scale=self.run.model.kq_scale,
             pos=pos,
             obs_pos=queries,
-            state=np.array([before.get(int(p), np.nan) for p in pos]),
+            v=act.v[self.n_judged[event.il]][ih][pos],
+            bias=act.bias[self.n_judged[event.il]][ih][pos],
+            n_state=n_state,
+            state=np.array([before.get(int(p), nothing) for p in pos]),
             n_window=self.N_WINDOW,
             il=event.il,
             ih=ih,
@@ -171,6 +187,8 @@ class PolicyOracle:
         scores = reference.POLICIES[self.policy](head)
         state = reference.policy_state(self.policy, head, scores)
         self.states[event.il, ih] = dict(zip(pos.tolist(), state.tolist()))
+        if event.target is not None:
+            self.judge_merge(event, ih, head)
         expected = reference.forced_scores(scores, pos, self.N_SINK, self.N_WINDOW, 0)
         got, free = event.scores[ih], np.isfinite(expected)
         assert np.array_equal(np.isposinf(got), np.isposinf(expected))
@@ -179,6 +197,27 @@ class PolicyOracle:
             assert np.array_equal(got[free], expected[free])
         assert np.abs(got[free] - expected[free]).max(initial=0.0) < SCORE_TOLERANCE * scale
         self.n_compared += int(free.sum())
+
+
+    def judge_merge(self, event, ih: int, head: reference.Head) -> None:
+        """Targets, shares and biases; where keys are nearly as alike, either target is right."""
+        keep = event.keep[ih]
+        can_take = keep & np.isfinite(event.scores[ih])
+        masses = reference.mass_of(self.policy, head)
+        target, share, bias, _ = reference.merge(head, keep, can_take, masses)
+        got = event.target[ih]
+        unit = reference.unit_keys(head.k)
+        differ = np.flatnonzero(got != target)
+        for j in differ:
+            assert abs(unit[j] @ unit[got[j]] - unit[j] @ unit[target[j]]) < 1e-5
+        touched = np.isin(np.arange(head.n_kv), [*got[differ], *target[differ]])
+        same = ~touched & ~np.isin(got, np.flatnonzero(touched))
+        assert np.abs(event.share[ih] - share)[same].max(initial=0.0) < SCORE_TOLERANCE
+        error = np.abs(event.bias[ih] - bias)[same & keep]
+        # a bias is a logarithm of a ratio: of tokens that hardly receive anything it may be anything
+        sure = (masses > 1e-5)[same & keep]
+        assert error[sure].max(initial=0.0) < 0.05
+        self.n_merged += int((got >= 0).sum())
 
 
 @pytest.mark.parametrize("policy", list(reference.POLICIES))
@@ -191,6 +230,28 @@ def test_policy_on_real_queries_and_keys(demo_f32, demo_tokens, policy: str) -> 
     for event in run.traces:
         oracle.judge(event)
     assert oracle.n_compared > 1000
+
+
+@pytest.mark.parametrize("policy", ["mass", "rkv", "streaming"])
+@pytest.mark.parametrize("kv,flash_attn", [("f32", False), ("f16", True)])
+def test_merging_on_real_queries_and_keys(
+    demo_f32, demo_tokens, policy: str, kv: str, flash_attn: bool
+) -> None:
+    """Evicted tokens are merged: targets, shares, biases, and the logits of what follows."""
+    tokens, n_prompt = demo_tokens
+    config = {"policy": policy, "seed": PolicyOracle.SEED, "merge": 1}
+    run = run_engine(demo_f32, tokens, n_prompt, kv, flash_attn, config)
+    logits, _ = run.replay()
+    tolerance = LOGIT_TOLERANCE["f32" if kv == "f32" else "f16"]
+    assert np.abs(logits - run.engine_logits).max() < tolerance * np.abs(logits).max() / 10
+    # the oracle can tell: dropped tokens give something else
+    dropped, _ = run.model.forward(tokens, run.visible())
+    assert np.abs(dropped - run.engine_logits).max() > 10 * tolerance
+    if kv == "f32":
+        oracle = PolicyOracle(run, policy, 16)
+        for event in run.traces:
+            oracle.judge(event)
+        assert oracle.n_merged > 1000
 
 
 @pytest.mark.parametrize("index", range(20))
