@@ -32,9 +32,12 @@ typedef ra_status (*ra_alloc_layers_fn)(const ra_config * cfg, int32_t n_layer, 
 /* What a head allocator sees of one layer at a compression. */
 typedef struct ra_alloc_heads_in {
     int32_t         n_head_kv;
-    int32_t         base;    /* tokens that every head keeps in any case, ra_config_base() */
-    const int32_t * n_kv;    /* [n_head_kv] tokens held now */
-    const float *   score;   /* [sum of n_kv] head after head; +INFINITY = must stay */
+    int32_t         base;  /* tokens that every head keeps in any case, ra_config_base() */
+    const int32_t * n_kv;  /* [n_head_kv] tokens held now */
+    const float *   score; /* [sum of n_kv] head after head; +INFINITY = must stay */
+    bool
+        scores_are_shares; /* scores of a head are parts of a whole that all its tokens share, so that
+                             * they shrink where it holds more: RA_GIVES_SHARES of the policy */
     const int32_t * initial; /* [n_head_kv] budgets that the layer was made with */
 } ra_alloc_heads_in;
 
@@ -61,6 +64,10 @@ ra_status ra_alloc_heads_uniform(const ra_config * cfg, const ra_alloc_heads_in 
                                  int32_t * budgets);
 ra_status ra_alloc_heads_adaptive(const ra_config * cfg, const ra_alloc_heads_in * in,
                                   int32_t * budgets);
+ra_status ra_alloc_heads_adaptive_literal(const ra_config * cfg, const ra_alloc_heads_in * in,
+                                          int32_t * budgets);
+ra_status ra_alloc_heads_error(const ra_config * cfg, const ra_alloc_heads_in * in,
+                               int32_t * budgets);
 
 #ifdef __cplusplus
 }

@@ -75,7 +75,7 @@ static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, uint32_t 
         }
     }
     c->settings.policy->score(cfg, &f, score);
-    if (l->merge != NULL && !c->settings.policy->gives_mass) {
+    if (l->merge != NULL && (c->settings.policy->gives & RA_GIVES_MASS) == 0) {
         ra_attention_mass(&f, f.mass);
     }
     ra_score_protect(cfg, c->n_protect, &f, score);
@@ -128,6 +128,8 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
         .n_kv      = l->used,
         .score     = c->score,
         .initial   = l->initial,
+
+        .scores_are_shares = (c->settings.policy->gives & RA_GIVES_SHARES) != 0,
     };
     st = c->settings.head_alloc->run(&c->settings.cfg, &in, l->planned);
     if (st == RA_STATUS_OK) {

@@ -5,21 +5,20 @@
 
 static const ra_policy ra_policies[] = {
     { "rkv", "R-KV: attention importance minus key redundancy (arXiv:2505.24133)",
-      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_score, 1, false },
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_score, 1, RA_GIVES_SHARES },
     { "snapkv", "SnapKV at decode time: attention importance only (arXiv:2404.14469)",
-      RA_FEATURE_ATTN_LOGITS, ra_policy_snapkv_score, 1, false },
+      RA_FEATURE_ATTN_LOGITS, ra_policy_snapkv_score, 1, 0 },
     { "rkv-ema", "R-KV with scores smoothed across compressions",
-      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_ema_score, 1, false },
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM, ra_policy_rkv_ema_score, 1, RA_GIVES_SHARES },
     { "h2o", "H2O: attention accumulated over all steps (arXiv:2306.14048)",
-      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_ALL_QUERIES, ra_policy_h2o_score, 1, false },
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_ALL_QUERIES, ra_policy_h2o_score, 1, 0 },
     { "mass", "attention remembered with decay, times the value's distance from the mean value",
-      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_VALUE_DIST, ra_policy_mass_score, 2, true },
+      RA_FEATURE_ATTN_LOGITS | RA_FEATURE_VALUE_DIST, ra_policy_mass_score, 2, RA_GIVES_MASS },
     { "keydiff", "KeyDiff: keys least like the head's mean key (arXiv:2504.15364)",
-      RA_FEATURE_KEY_COS, ra_policy_keydiff_score, 1, false },
+      RA_FEATURE_KEY_COS, ra_policy_keydiff_score, 1, 0 },
     { "streaming", "StreamingLLM: first and most recent tokens (arXiv:2309.17453)", 0,
-      ra_policy_streaming_score, 1, false },
-    { "random", "uniform random: the baseline of every table", 0, ra_policy_random_score, 1,
-      false },
+      ra_policy_streaming_score, 1, 0 },
+    { "random", "uniform random: the baseline of every table", 0, ra_policy_random_score, 1, 0 },
 };
 
 static const ra_alloc_layers ra_layer_allocs[] = {
@@ -31,6 +30,8 @@ static const ra_alloc_layers ra_layer_allocs[] = {
 static const ra_alloc_heads ra_head_allocs[] = {
     { "uniform", ra_alloc_heads_uniform, false },
     { "adaptive", ra_alloc_heads_adaptive, true },
+    { "adaptive-literal", ra_alloc_heads_adaptive_literal, true },
+    { "error", ra_alloc_heads_error, true },
 };
 
 #define RA_COUNT(table) ((int32_t) (sizeof(table) / sizeof((table)[0])))
@@ -127,6 +128,8 @@ ra_status ra_alloc_heads_run(const ra_config * cfg, int32_t n_head_kv, const int
         .n_kv      = n_kv,
         .score     = score,
         .initial   = initial,
+
+        .scores_are_shares = (ra_policy_find(cfg->policy)->gives & RA_GIVES_SHARES) != 0,
     };
     return ra_alloc_heads_find(cfg->head_alloc != NULL ? cfg->head_alloc : "uniform")
         ->run(cfg, &in, budgets);

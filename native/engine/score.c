@@ -165,7 +165,7 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
         .work        = work,
     };
     policy->score(cfg, &f, score);
-    if (!policy->gives_mass) {
+    if ((policy->gives & RA_GIVES_MASS) == 0) {
         ra_attention_mass(&f, received);
     }
     ra_score_protect(cfg, cfg->n_protect, &f, score);

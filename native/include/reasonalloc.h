@@ -283,15 +283,17 @@ typedef struct ra_trace_event {
     int32_t         n_pos;         /* length of the sequence */
     int32_t         il;
     int32_t         n_head_kv;
-    const int32_t * n_kv;    /* [n_head_kv]   tokens of each head before the compression */
-    const int32_t * pos;     /* [sum of n_kv] their positions */
-    const float *   score;   /* [sum of n_kv] the policy's scores; +INFINITY where the token must stay */
+    const int32_t * n_kv; /* [n_head_kv]   tokens of each head before the compression */
+    const int32_t * pos;  /* [sum of n_kv] their positions */
+    const float *
+        score; /* [sum of n_kv] the policy's scores; +INFINITY where the token must stay */
     const uint8_t * keep;    /* [sum of n_kv] 1 = stays, 0 = evicted */
     const int32_t * budgets; /* [n_head_kv]   head budgets of this compression */
     /* merging; NULL without it */
-    const int32_t * target; /* [sum of n_kv] token, within the head, that takes an evicted one; -1: none */
-    const float *   share;  /* [sum of n_kv] part of the merged value that is a token's own */
-    const float *   bias;   /* [sum of n_kv] added to the logits of a key from now on */
+    const int32_t *
+        target; /* [sum of n_kv] token, within the head, that takes an evicted one; -1: none */
+    const float * share; /* [sum of n_kv] part of the merged value that is a token's own */
+    const float * bias;  /* [sum of n_kv] added to the logits of a key from now on */
 } ra_trace_event;
 
 /* Called once per layer during a compression; must not call into this context. */

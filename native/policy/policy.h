@@ -30,6 +30,14 @@ enum {
     RA_FEATURE_VALUE_DIST = 1 << 5,
 };
 
+/* what a policy gives, as bits of ra_policy.gives */
+enum {
+    RA_GIVES_MASS = 1 << 0, /* writes ra_features.mass; else ra_attention_mass() stands in */
+    RA_GIVES_SHARES =
+        1 << 1, /* scores are parts of a whole that the tokens of the head share: they shrink
+                               * where it holds more */
+};
+
 /* What a policy may read about the n_kv tokens of one head, in position order. Arrays of features
  * that it did not ask for are NULL. The newest n_window tokens are the observation window. */
 typedef struct ra_features {
@@ -53,7 +61,7 @@ typedef struct ra_features {
         state; /* [n_kv, n_state] as left by the last one; NaN for a token that it did not see */
     float * state_out; /* [n_kv, n_state] to write; is a copy of state. In force if nothing fails */
 
-    float * mass; /* [n_kv] out, attention that tokens receive, >= 0: of a policy that gives_mass */
+    float * mass; /* [n_kv] out, attention that tokens receive, >= 0: of a policy that gives it */
 
     float * work; /* [3 * n_kv] scratch, contents undefined */
 } ra_features;
@@ -67,8 +75,8 @@ typedef struct ra_policy {
     const char *       summary; /* one line: what it keeps, and its source */
     uint32_t           needs;   /* RA_FEATURE_* */
     ra_policy_score_fn score;
-    int32_t            n_state;    /* numbers kept with a token, 1 to RA_MAX_STATE */
-    bool               gives_mass; /* writes ra_features.mass; else ra_attention_mass() stands in */
+    int32_t            n_state; /* numbers kept with a token, 1 to RA_MAX_STATE */
+    uint32_t           gives;   /* RA_GIVES_* */
 } ra_policy;
 
 /* Attention importance of R-KV and SnapKV, shared (importance.c).

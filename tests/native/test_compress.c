@@ -58,8 +58,8 @@ static void score_not_finite(const ra_config * cfg, const ra_features * f, float
 }
 
 static void test_ties_and_numbers_that_are_none(void) {
-    const ra_policy equal      = { "equal", "", 0, score_equal, 1, false };
-    const ra_policy not_finite = { "not finite", "", 0, score_not_finite, 1, false };
+    const ra_policy equal      = { "equal", "", 0, score_equal, 1, 0 };
+    const ra_policy not_finite = { "not finite", "", 0, score_not_finite, 1, 0 };
     const ra_config cfg        = ra_pool_config("random", 9);
     const int32_t   newer[9]   = { 0, 1, 13, 14, 15, 16, 17, 18, 19 };
     const int32_t   finite[9]  = { 0, 1, 5, 18, 19, 20, 21, 22, 23 };

@@ -166,11 +166,11 @@ static void check_merged(const merge_pool * mp) {
 }
 
 static void test_values_and_biases_follow(void) {
-    const ra_policy policy       = { .name       = "mass of its own",
-                                     .summary    = "",
-                                     .score      = score_with_mass,
-                                     .n_state    = 1,
-                                     .gives_mass = true };
+    const ra_policy policy       = { .name    = "mass of its own",
+                                     .summary = "",
+                                     .score   = score_with_mass,
+                                     .n_state = 1,
+                                     .gives   = RA_GIVES_MASS };
     const int32_t   tables[4][3] = { { 16, 10, 10 }, { 10, 10, 16 }, { 8, 20, 8 }, { 12, 12, 12 } };
     ra_config       cfg          = ra_pool_config("random", 12);
     merge_pool      mp           = { 0 };
