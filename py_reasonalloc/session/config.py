@@ -35,6 +35,9 @@ OPTIONS: dict[str, tuple[str, type]] = {
     "sim_threshold": ("sim_threshold", float),
     "pool_kernel": ("pool_kernel", int),
     "ema": ("ema", float),
+    "decay": ("decay", float),
+    "merge": ("merge", int),
+    "bias_max": ("bias_max", float),
     "value_guard": ("value_guard", float),
     "n_guard": ("n_guard", int),
     "gamma": ("gamma", float),
@@ -163,6 +166,14 @@ class BudgetConfig:
         Width of the max-pool over importance; odd, 1 to 255.
     ema : float
         rkv-ema: weight of a token's score at earlier compressions, 0 to below 1.
+    decay : float
+        mass: weight of the attention at earlier compressions, per compression, 0 to below 1.
+    merge : bool
+        With any policy: the value of an evicted token goes, weighted by the attention it received,
+        into the kept token of its head that is most like it, whose logits get a bias for it (ToMe,
+        arXiv:2210.09461, with attention in the place of counts). Off: evicted tokens are dropped.
+    bias_max : float
+        Largest such bias, in logits, 0 to 10.
     value_guard : float
         With any policy: tokens whose value norm lies more than this many standard deviations above
         the head's mean are never evicted, at most `n_guard` per head; 0: off.
@@ -175,8 +186,9 @@ class BudgetConfig:
         depth), "wave" (by a profile), or the budget of each layer, tokens per KV head (`budget` is
         then not used).
     heads : str
-        How a layer's tokens are split over its KV heads, at every compression: "uniform" or
-        "adaptive" (by the pooled scores).
+        How a layer's tokens are split over its KV heads, at every compression: "uniform",
+        "adaptive" (by the pooled scores, made comparable between heads), "adaptive-literal" (as
+        the paper pools them) or "error" (who loses least by giving a token gives it).
     head_budgets : sequence of int, optional
         First budget of each KV head, layer after layer; overrides `layers`.
     profile : Profile or path, optional
@@ -188,7 +200,7 @@ class BudgetConfig:
         Least and largest share of a layer or head, times the mean: 0 to 1 (paper: 0.25), 1 to 1e6
         (paper: 2).
     mu : float
-        "adaptive": least share of a head, times its layer's mean, 0 to 1.
+        "adaptive", "error": least share of a head, times its layer's mean, 0 to 1.
     pyramid_beta : float
         "pyramid": `budget` over the last layer's, 1 to 1e6.
     attention : "auto", "head" or "layer"
@@ -217,6 +229,9 @@ class BudgetConfig:
     sim_threshold: float = 0.5
     pool_kernel: int = 7
     ema: float = 0.5
+    decay: float = 0.75
+    merge: bool = False
+    bias_max: float = 8.0
     value_guard: float = 0.0
     n_guard: int = 4
     policy_seed: int = 0
@@ -241,6 +256,11 @@ class BudgetConfig:
         check_float("lambda_", self.lambda_, 0.0, 1.0)
         check_float("sim_threshold", self.sim_threshold, -1.0, 1.0)
         check_float("ema", self.ema, 0.0, 0.999999)
+        check_float("decay", self.decay, 0.0, 0.999999)
+        if self.merge not in (False, True):
+            raise ConfigError(f"merge = {self.merge!r} must be 0 or 1")
+        object.__setattr__(self, "merge", bool(self.merge))
+        check_float("bias_max", self.bias_max, 0.0, 10.0)
         check_float("value_guard", self.value_guard, 0.0, 1e6)
         check_int("n_guard", self.n_guard, 0, 1024)
         if self.protect_prompt not in ("off", "all", "auto"):
@@ -330,6 +350,9 @@ class BudgetConfig:
         native.sim_threshold = self.sim_threshold
         native.pool_kernel = self.pool_kernel
         native.ema = self.ema
+        native.decay = self.decay
+        native.merge = int(self.merge)
+        native.bias_max = self.bias_max
         native.value_guard = self.value_guard
         native.n_guard = self.n_guard
         native.seed = self.policy_seed

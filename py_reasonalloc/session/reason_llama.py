@@ -331,7 +331,13 @@ class ReasonLlama(Restorable):
             return
 
     def _protect(self, n_protect: int) -> None:
-        """Protect the first positions; a cache compressed under another protection is dropped."""
+        """Protect the first positions; a cache made under another protection is dropped.
+
+        That is one that was compressed, or whose layers an allocator splits: they are split anew.
+        """
+        is_split = isinstance(self.config.layers, str) and self.config.layers != "uniform"
+        if is_split and n_protect != self._n_protect:
+            self.clear()
         c.check(c.ra_set_protect(self.ctx, n_protect))
         if n_protect != self._n_protect and engine_stats(self.ctx).n_evicted > 0:
             self.clear()

@@ -45,12 +45,13 @@ class Restorable(Traceable):
         try:
             if len(state.input_ids) != len(self.input_ids):
                 raise ValueError(f"it was saved with a context of {len(state.input_ids)} tokens")
+            if self.config is not None:  # the split over the layers hangs on it
+                self.clear()
+                self._n_protect = getattr(state, "n_protect", 0)
+                c.check(c.ra_set_protect(self.ctx, self._n_protect))
             super().load_state(state)
             if self.n_cached() != state.n_tokens:
                 raise ValueError("its cache and its tokens differ in length")
-            if self.config is not None:
-                self._n_protect = getattr(state, "n_protect", 0)
-                c.check(c.ra_set_protect(self.ctx, self._n_protect))
         except (RuntimeError, ValueError) as error:
             self.clear()
             raise StateError(f"the state does not fit this session: {error}") from None
