@@ -151,6 +151,9 @@ void ra_score_protect(const ra_config * cfg, int32_t n_protect, const ra_feature
 ra_merge * ra_merge_make(int32_t n_slots);
 void       ra_merge_free(ra_merge * m); /* NULL ok */
 
+/* Bytes that merging takes per row of a pool, on the host. */
+size_t ra_merge_row_bytes(void);
+
 /* Puts the planned biases in force, before rows move. */
 void ra_merge_commit(ra_layer * l);
 

@@ -23,6 +23,10 @@ ra_merge * ra_merge_make(int32_t n_slots) {
     return m;
 }
 
+size_t ra_merge_row_bytes(void) {
+    return 4 * sizeof(float) + sizeof(int32_t) + sizeof(uint8_t);
+}
+
 void ra_merge_free(ra_merge * m) {
     if (m != NULL) {
         ra_free(m->bias);

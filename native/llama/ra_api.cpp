@@ -23,7 +23,7 @@ int32_t ra_is_attached(const llama_context * ctx) {
 
 ra_status ra_set_protect(llama_context * ctx, int32_t n_protect) {
     ra_memory * mem = ra_memory_of(ctx);
-    return mem == nullptr ? ra_not_attached() : ra_cache_set_protect(&mem->state(), n_protect);
+    return mem == nullptr ? ra_not_attached() : mem->set_protect(n_protect);
 }
 
 ra_status ra_set_head_budgets(llama_context * ctx, int32_t il, const int32_t * budgets, size_t n) {

@@ -5,7 +5,7 @@ ra_compressor::ra_compressor(ra_cache & cache, const std::vector<ra_tensors> & t
                              ggml_backend_sched_t context_sched, const ra_watch & watch,
                              bool gather_always, bool measure)
     : cache(cache), scratch(context_sched, watch, measure), scorer(cache, tensors, scratch),
-      repacker(cache, tensors, scratch, gather_always) {}
+      merger(cache, tensors), repacker(cache, tensors, scratch, gather_always) {}
 
 ra_status ra_compressor::run(int32_t * n_layers) {
     ra_cache_ops ops;
@@ -17,6 +17,14 @@ ra_status ra_compressor::run(int32_t * n_layers) {
     ops.features = [](void * user, uint32_t, ra_features * f) {
         static_cast<ra_compressor *>(user)->scorer.features(f);
         return RA_STATUS_OK;
+    };
+    ops.find_targets = [](void * user, int32_t il) {
+        return static_cast<ra_compressor *>(user)->scorer.find_targets(il);
+    };
+    ops.merge_rows = [](void * user, int32_t il) {
+        ra_compressor * c = static_cast<ra_compressor *>(user);
+        c->merger.run(il);
+        c->repacker.begin(il); // what it read before is of before
     };
     ops.move_begin = [](void * user, int32_t il) {
         static_cast<ra_compressor *>(user)->repacker.begin(il);

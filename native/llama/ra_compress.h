@@ -1,6 +1,7 @@
 // ra_compress.h - the compressions of a cache whose rows are tensors
 #pragma once
 
+#include "ra_merge.h"
 #include "ra_repack.h"
 #include "ra_scorer.h"
 
@@ -20,11 +21,14 @@ class ra_compressor {
     // rows were lost when they were moved: this and the contents of the cache can only be dropped
     bool lost_rows() const { return repacker.lost_rows(); }
 
-    int64_t bytes() const { return scratch.bytes() + scorer.bytes() + repacker.bytes(); }
+    int64_t bytes() const {
+        return scratch.bytes() + scorer.bytes() + merger.bytes() + repacker.bytes();
+    }
 
   private:
     ra_cache &  cache;
     ra_scratch  scratch; // of scores and moves
     ra_scorer   scorer;
+    ra_merger   merger;
     ra_repacker repacker;
 };

@@ -3,7 +3,8 @@
 // Rows are written with one SET_ROWS per tensor. Reading: where all heads of a layer hold equally
 // many rows at equal distances, one attention op over a strided view serves the layer; else one op
 // per KV head, or one masked op over the pool (ra_graph_layer.cpp). But for the latter, masks are
-// views, at different offsets, of one row of zeros followed by -infinity.
+// views, at different offsets, of one row of zeros followed by -infinity; once tokens were merged, each head
+// has a mask of its own, with the biases of its keys.
 #include "ra_graph.h"
 
 #include "ra_llama.h"
@@ -44,9 +45,9 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * 
     const ra_cache &   c     = view->cache();
     n_ahead                  = n_tokens + (n_tokens == 1 ? RA_SPAN_SLACK : 0);
 
-    std::vector<bool> is_by_layer;
-    size_t            n_rows = 0;
-    n_used_max               = 0;
+    std::vector<ra_masks_kind> kinds;
+    size_t                     n_rows = 0;
+    n_used_max                        = 0;
     for (int32_t il = 0; il < c.n_layer; ++il) {
         rows_at.push_back(n_rows);
         n_rows += size_t(c.layers[il].n_head_kv) * size_t(n_tokens);
@@ -54,7 +55,10 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * 
             n_used_max = std::max(n_used_max, view->n_used(il, ih, n_tokens));
         }
         ways.push_back(way_of(graph, il));
-        is_by_layer.push_back(ways.back() == RA_ATTEND_BY_LAYER);
+        is_biased.push_back(has_bias(il));
+        kinds.push_back(ways.back() == RA_ATTEND_BY_LAYER ? RA_MASKS_FIT
+                        : is_biased.back()                ? RA_MASKS_OWN
+                                                          : RA_MASKS_NONE);
     }
     rows = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, (int64_t) n_rows);
     mask = ggml_new_tensor_2d(graph.ctx0, graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
@@ -68,7 +72,7 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * 
         ggml_set_name(window, "ra_window");
         ggml_set_input(window);
     }
-    by_layer.init(graph, *view, is_by_layer, n_ahead);
+    by_layer.init(graph, *view, kinds, n_tokens, n_ahead);
     self_k_rot = ra_new_rotation(graph.ctx0, "attn_inp_k_rot", store.rot_k);
     self_v_rot = ra_new_rotation(graph.ctx0, "attn_inp_v_rot", store.rot_v);
 }
@@ -99,6 +103,12 @@ bool ra_graph_input::is_even(int32_t il) const {
         }
     }
     return true;
+}
+
+// in the worst case if it may ever have one
+bool ra_graph_input::has_bias(int32_t il) const {
+    const ra_merge * merge = view->cache().layers[il].merge;
+    return merge != nullptr && (view->worst_case() || merge->has_bias);
 }
 
 bool ra_graph_input::can_reuse(const llm_graph_params & params) {
@@ -180,6 +190,23 @@ ggml_tensor * ra_graph_input::mask_of(const llm_graph_context & graph, int32_t n
     return ggml_is_contiguous(view) ? view : ggml_cont(graph.ctx0, view);
 }
 
+ggml_tensor * ra_graph_input::mask_of_head(const llm_graph_context & graph, int32_t il,
+                                           int32_t ih) {
+    const int32_t n_used = view->n_used(il, ih, n_tokens);
+    const int32_t span   = n_span(il, ih);
+    if (!is_biased[il]) {
+        return mask_of(graph, n_used, span);
+    }
+    ggml_tensor * biases =
+        by_layer.head_mask(graph, il, ih, view->cache().layers[il].offset[ih], span);
+    if (n_tokens == 1) {
+        return biases; // and what is hidden
+    }
+    ggml_tensor * shared = ggml_view_2d(graph.ctx0, mask, span, n_tokens, mask->nb[1],
+                                        size_t(n_used_max - n_used) * mask->nb[0]);
+    return ggml_add(graph.ctx0, shared, biases);
+}
+
 // ---------------------------------------------------------------------------------------------
 // hooks
 // ---------------------------------------------------------------------------------------------
@@ -259,7 +286,6 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_in
     ggml_context * ctx     = graph.ctx0;
     const int64_t  n_group = t.n_head / t.n_head_kv;
     const int64_t  n_span  = inp->n_span(il, ih);
-    const int32_t  n_used  = inp->view->n_used(il, ih, inp->n_tokens);
 
     ggml_tensor * q_h = ggml_view_3d(ctx, q, q->ne[0], n_group, q->ne[2], q->nb[1], q->nb[2],
                                      size_t(ih * n_group) * q->nb[1]);
@@ -272,9 +298,8 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_in
         sinks == nullptr
             ? nullptr
             : ggml_view_1d(ctx, sinks, n_group, size_t(ih * n_group) * ggml_element_size(sinks));
-    return graph.build_attn_mha(q_h, k_h, v_h, nullptr,
-                                inp->mask_of(graph, n_used, (int32_t) n_span), s_h, nullptr, 0,
-                                kq_scale, il);
+    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, inp->mask_of_head(graph, il, ih), s_h,
+                                nullptr, 0, kq_scale, il);
 }
 
 ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv,
@@ -291,10 +316,11 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_inp
     if (inp->window != nullptr) {
         ra_store_window(graph, inp, t.q, q_cur);
     }
-    if (inp->ways[il] == RA_ATTEND_EVEN) {
+    const ra_attend_way way = inp->ways[il];
+    if (way == RA_ATTEND_EVEN && !inp->is_biased[il]) {
         return ra_attend_even(graph, inp, t, l, q_cur, sinks, kq_scale, il);
     }
-    if (inp->ways[il] == RA_ATTEND_BY_LAYER && sinks == nullptr) {
+    if (way != RA_ATTEND_BY_HEAD && inp->n_tokens == 1 && sinks == nullptr) {
         return inp->by_layer.attend(graph, t, q_cur, kq_scale, il);
     }
     std::vector<ggml_tensor *> parts;

@@ -21,6 +21,8 @@ class ra_graph_input : public llm_graph_input_attn_kv {
 
     ggml_tensor * rows_of(ggml_context * ctx, int32_t il) const;
     ggml_tensor * mask_of(const llm_graph_context & graph, int32_t n_used, int32_t n_span) const;
+    // the same with the biases of head ih of layer il, where merging has left any
+    ggml_tensor * mask_of_head(const llm_graph_context & graph, int32_t il, int32_t ih);
 
     // rows of the segment that the graph attends, free ones included (masked)
     int32_t n_span(int32_t il, int32_t ih) const { return view->n_span(il, ih, n_tokens, n_ahead); }
@@ -32,9 +34,10 @@ class ra_graph_input : public llm_graph_input_attn_kv {
     uint64_t        layout;     // of the cache when the graph was built; 0: worst case
     int32_t         n_since;    // likewise, before the micro-batch
 
-    std::vector<ra_attend_way> ways; // [n_layer]
+    std::vector<ra_attend_way> ways;      // [n_layer]
+    std::vector<bool>          is_biased; // [n_layer] merging has left biases
 
-    ra_layer_attention by_layer; // of the layers whose way is RA_ATTEND_BY_LAYER
+    ra_layer_attention by_layer; // of layers that are biased, or attended RA_ATTEND_BY_LAYER
 
     std::vector<size_t> rows_at; // [n_layer] first entry of the layer in `rows`
 
@@ -45,6 +48,7 @@ class ra_graph_input : public llm_graph_input_attn_kv {
   private:
     ra_attend_way way_of(const llm_graph_context & graph, int32_t il) const;
     bool          is_even(int32_t il) const;
+    bool          has_bias(int32_t il) const;
 };
 
 // Most nodes that attention over a budgeted cache adds to the stock graph.

@@ -29,6 +29,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 static constexpr int64_t RA_WINDOW_PAD = 256;
 static constexpr size_t  RA_MASK_TAIL  = 16; // mask rows
@@ -82,37 +83,95 @@ static ra_windows ra_fit_windows(const std::vector<int64_t> & begin,
     return w;
 }
 
-void ra_layer_attention::init(const llm_graph_context & graph, const ra_view & view,
-                              const std::vector<bool> & is_taken, int32_t n_ahead) {
+void ra_layer_attention::add_windows(const ra_view & view, int32_t il, ra_masks_kind kind,
+                                     int32_t n_ahead) {
+    const ra_layer & l = view.cache().layers[il];
+    ra_windows &     w = windows[il];
+    if (kind == RA_MASKS_FIT && !view.worst_case()) {
+        std::vector<int64_t> begin, end;
+        for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+            begin.push_back(l.offset[ih]);
+            end.push_back(int64_t(l.offset[ih]) + view.n_span(il, ih, n_tokens, n_ahead));
+        }
+        w = ra_fit_windows(begin, end, l.n_slots);
+    } else if (kind == RA_MASKS_FIT) {
+        w.n_rows = l.n_slots; // no windows are wider
+    } else {
+        w.stride = view.n_capacity(il, 0); // of even heads; nobody looks at that of others
+        for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+            w.n_rows = std::max<int64_t>(w.n_rows, view.n_span(il, ih, n_tokens, n_ahead));
+        }
+    }
+    w.kind    = kind;
+    w.mask_at = n_values;
+    n_values += GGML_PAD(size_t(w.n_rows) * size_t(l.n_head_kv), RA_MASK_ALIGN);
+}
+
+// first value of the mask of head ih that is about its segment
+size_t ra_layer_attention::mask_begin(const ra_windows & w, int32_t ih, int32_t offset) const {
+    const int64_t before = w.kind == RA_MASKS_OWN ? 0 : offset - ih * w.stride;
+    GGML_ASSERT(before >= 0);
+    return w.mask_at + size_t(ih * w.n_rows + before);
+}
+
+// Biases do not change while a graph is used: in the type of the masks, at their places.
+void ra_layer_attention::keep_biases(const ra_view & view) {
     const ra_cache & c        = view.cache();
-    size_t           n_values = 0;
-    int64_t          widest   = 0;
+    const bool       is_f16   = masks_in->type == GGML_TYPE_F16;
+    const auto       has_bias = [](const ra_layer & l) {
+        return l.merge != nullptr && l.merge->has_bias;
+    };
+    if (view.worst_case() || std::none_of(c.layers, c.layers + c.n_layer, has_bias)) {
+        return;
+    }
+    biases.assign(ggml_nbytes(masks_in), 0); // zeros of either type
+    for (int32_t il = 0; il < c.n_layer; ++il) {
+        const ra_layer & l = c.layers[il];
+        for (int32_t ih = 0; ih < l.n_head_kv && windows[il].n_rows > 0 && has_bias(l); ++ih) {
+            const float * src = l.merge->bias + l.offset[ih];
+            const size_t  at  = mask_begin(windows[il], ih, l.offset[ih]);
+            const int64_t n   = view.n_used(il, ih, n_tokens);
+            if (is_f16) {
+                ggml_fp32_to_fp16_row(src, (ggml_fp16_t *) biases.data() + at, n);
+            } else {
+                std::copy_n(src, n, (float *) biases.data() + at);
+            }
+        }
+    }
+}
+
+void ra_layer_attention::init(const llm_graph_context & graph, const ra_view & view,
+                              const std::vector<ra_masks_kind> & kinds, int32_t n_tokens_graph,
+                              int32_t n_ahead) {
+    const ra_cache & c      = view.cache();
+    int64_t          widest = 0;
+    n_tokens                = n_tokens_graph;
     windows.resize(c.n_layer);
     for (int32_t il = 0; il < c.n_layer; ++il) {
-        if (!is_taken[il]) {
-            continue;
+        if (kinds[il] != RA_MASKS_NONE) {
+            add_windows(view, il, kinds[il], n_ahead);
+            widest = std::max(widest, windows[il].n_rows);
         }
-        const ra_layer & l = c.layers[il];
-        ra_windows &     w = windows[il];
-        if (view.worst_case()) {
-            w.n_rows = l.n_slots; // no windows are wider
-        } else {
-            std::vector<int64_t> begin, end;
-            for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-                begin.push_back(l.offset[ih]);
-                end.push_back(int64_t(l.offset[ih]) + view.n_span(il, ih, 1, n_ahead));
-            }
-            w = ra_fit_windows(begin, end, l.n_slots);
-        }
-        w.mask_at = n_values;
-        n_values += GGML_PAD(size_t(w.n_rows) * size_t(l.n_head_kv), RA_MASK_ALIGN);
-        widest = std::max(widest, w.n_rows);
     }
     if (n_values > 0) {
+        const ggml_type type = graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32;
         n_values += RA_MASK_TAIL * size_t(widest);
-        masks_in = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_F16, (int64_t) n_values);
+        masks_in = ggml_new_tensor_1d(graph.ctx0, type, (int64_t) n_values);
         ggml_set_name(masks_in, "ra_masks");
         ggml_set_input(masks_in);
+        keep_biases(view);
+    }
+}
+
+template <typename T>
+static void ra_set_masks(T * data, const ra_windows & w, size_t begin, const T * biases, int32_t ih,
+                         int64_t n_visible, T zero, T minus_inf) {
+    T * mask = data + w.mask_at + size_t(ih * w.n_rows);
+    std::fill_n(mask, w.n_rows, minus_inf);
+    if (biases != nullptr) {
+        std::copy_n(biases + begin, n_visible, data + begin);
+    } else {
+        std::fill_n(data + begin, n_visible, zero);
     }
 }
 
@@ -121,34 +180,47 @@ void ra_layer_attention::set_input(const ra_view & view) {
         return;
     }
     GGML_ASSERT(ggml_backend_buffer_is_host(masks_in->buffer));
-    const ra_cache &  c    = view.cache();
-    ggml_fp16_t *     data = (ggml_fp16_t *) masks_in->data;
-    const ggml_fp16_t zero = ggml_fp32_to_fp16(0.0f);
-    std::fill(data, data + masks_in->ne[0], ggml_fp32_to_fp16(-INFINITY));
+    if (n_tokens > 1) {
+        if (biases.empty()) {
+            memset(masks_in->data, 0, ggml_nbytes(masks_in));
+        } else {
+            memcpy(masks_in->data, biases.data(), biases.size());
+        }
+        return;
+    }
+    const ra_cache & c      = view.cache();
+    const void *     values = biases.empty() ? nullptr : biases.data();
     for (int32_t il = 0; il < c.n_layer; ++il) {
         const ra_windows & w = windows[il];
         const ra_layer &   l = c.layers[il];
         for (int32_t ih = 0; ih < l.n_head_kv && w.n_rows > 0; ++ih) {
             // the token at hand included
             const int64_t n_visible = view.n_used(il, ih, 1) + 1;
-            const int64_t begin     = l.offset[ih] - ih * w.stride;
-            GGML_ASSERT(begin >= 0 && begin + n_visible <= w.n_rows);
-            std::fill_n(data + w.mask_at + ih * w.n_rows + begin, n_visible, zero);
+            const size_t  begin     = mask_begin(w, ih, l.offset[ih]);
+            GGML_ASSERT(begin + size_t(n_visible) <= w.mask_at + size_t((ih + 1) * w.n_rows));
+            if (masks_in->type == GGML_TYPE_F16) {
+                ra_set_masks((ggml_fp16_t *) masks_in->data, w, begin, (const ggml_fp16_t *) values,
+                             ih, n_visible, ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
+            } else {
+                ra_set_masks((float *) masks_in->data, w, begin, (const float *) values, ih,
+                             n_visible, 0.0f, -INFINITY);
+            }
         }
     }
 }
 
-// masks [n_rows, 1, 1, n_head_kv] of layer il
-ggml_tensor * ra_layer_attention::mask_of(const llm_graph_context & graph, int32_t il,
-                                          int32_t n_head_kv) {
-    if (masks_on == nullptr) {
-        // inputs are made in host memory: one copy to the device, not one per layer and step
-        masks_on = ggml_cont(graph.ctx0, masks_in);
-    }
-    const ra_windows & w   = windows[il];
-    const size_t       row = size_t(w.n_rows) * sizeof(ggml_fp16_t);
-    return ggml_view_4d(graph.ctx0, masks_on, w.n_rows, 1, 1, n_head_kv, row, row, row,
-                        w.mask_at * sizeof(ggml_fp16_t));
+// the masks where attention is: inputs are made in host memory, so that is one copy to the device, not one
+// per layer and step
+ggml_tensor * ra_layer_attention::masks(const llm_graph_context & graph) {
+    masks_on = masks_on == nullptr ? ggml_cont(graph.ctx0, masks_in) : masks_on;
+    return masks_on;
+}
+
+ggml_tensor * ra_layer_attention::head_mask(const llm_graph_context & graph, int32_t il, int32_t ih,
+                                            int32_t offset, int64_t n_span) {
+    const size_t size = ggml_element_size(masks_in);
+    return ggml_view_2d(graph.ctx0, masks(graph), n_span, 1, size_t(n_span) * size,
+                        mask_begin(windows[il], ih, offset) * size);
 }
 
 // the windows of a pool [head_dim, n_slots] as [head_dim, n_rows, 1, n_head_kv]
@@ -177,8 +249,12 @@ ggml_tensor * ra_layer_attention::attend(const llm_graph_context & graph, const 
 
     ggml_tensor * k   = ra_view_windows(ctx, t.k, w, t.n_head_kv);
     ggml_tensor * v   = ra_view_windows(ctx, t.v, w, t.n_head_kv);
+    const size_t  row = size_t(w.n_rows) * ggml_element_size(masks_in);
+    // [n_rows, 1, 1, n_head_kv]
+    ggml_tensor * m   = ggml_view_4d(ctx, masks(graph), w.n_rows, 1, 1, t.n_head_kv, row, row, row,
+                                     w.mask_at * ggml_element_size(masks_in));
     ggml_tensor * cur = ggml_flash_attn_ext(
-        ctx, q, k, v, mask_of(graph, il, t.n_head_kv), kq_scale, 0.0f,
+        ctx, q, k, v, m, kq_scale, 0.0f,
         graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f);
     graph.res->add_fused_node({ LLM_FUSED_OP_FLASH_ATTN, cur, il });
     ggml_prec_set_acc(cur, GGML_PREC_F32);

@@ -1,4 +1,4 @@
-// ra_graph_layer.h - attention of one token over the uneven heads of a layer, as one masked op
+// ra_graph_layer.h - masks of a layer's heads of their own, and attention of one token as one masked op
 #pragma once
 
 #include "llama-graph.h"
@@ -9,30 +9,52 @@
 // Whether one op serves the uneven heads of a layer (for a single token, with flash attention).
 bool ra_attends_by_layer(const ra_cache & cache, const ra_tensors & t);
 
-// rows of the pool that one op over a layer sees: head ih gets [ih * stride, ih * stride + n_rows)
-struct ra_windows {
-    int64_t stride  = 0;
-    int64_t n_rows  = 0; // 0: the layer is attended in another way
-    size_t  mask_at = 0; // first value of its masks in ra_layer_attention::masks_in
+// what the masks of a layer's heads are for
+enum ra_masks_kind {
+    RA_MASKS_NONE, // the layer's heads share one mask (ra_graph_input::mask)
+    RA_MASKS_FIT,  // one op over equal windows of the pool, wherever the segments lie; one token
+    RA_MASKS_OWN   // windows that begin with the segments: biases of merged tokens
 };
 
-// Windows and masks of the layers that are attended so, for all of them in one input.
+// rows of the pool that the masks of a layer are about: of head ih [ih * stride, ih * stride + n_rows), or
+// as many from the beginning of its segment
+struct ra_windows {
+    ra_masks_kind kind    = RA_MASKS_NONE;
+    int64_t       stride  = 0;
+    int64_t       n_rows  = 0;
+    size_t        mask_at = 0; // first value of its masks in ra_layer_attention::masks_in
+};
+
+// Windows and masks of the layers that have their own, for all of them in one input. For one token a mask
+// holds the bias of each visible row and -infinity elsewhere; for more, only the biases.
 class ra_layer_attention {
   public:
-    // is_taken [n_layer]: the layers; n_ahead: rows for this and later tokens
+    // kinds [n_layer]; n_ahead: rows for this and later tokens
     void init(const llm_graph_context & graph, const ra_view & view,
-              const std::vector<bool> & is_taken, int32_t n_ahead);
+              const std::vector<ra_masks_kind> & kinds, int32_t n_tokens, int32_t n_ahead);
     void set_input(const ra_view & view);
 
-    // attention over the windows of layer il -> [head_dim_v * n_head, 1]
+    // attention of one token over the windows of layer il -> [head_dim_v * n_head, 1]; the heads of
+    // RA_MASKS_OWN must be even
     ggml_tensor * attend(const llm_graph_context & graph, const ra_tensors & t, ggml_tensor * q,
                          float kq_scale, int il);
 
+    // the first n_span values of the mask of head ih, whose segment begins at row `offset` -> [n_span, 1]
+    ggml_tensor * head_mask(const llm_graph_context & graph, int32_t il, int32_t ih, int32_t offset,
+                            int64_t n_span);
+
   private:
-    ggml_tensor * mask_of(const llm_graph_context & graph, int32_t il, int32_t n_head_kv);
+    void   add_windows(const ra_view & view, int32_t il, ra_masks_kind kind, int32_t n_ahead);
+    void   keep_biases(const ra_view & view);
+    size_t mask_begin(const ra_windows & w, int32_t ih, int32_t offset) const;
+    ggml_tensor * masks(const llm_graph_context & graph);
 
     std::vector<ra_windows> windows; // [n_layer]
+    std::vector<uint8_t>    biases;  // as masks_in; empty if no layer has any
 
-    ggml_tensor * masks_in = nullptr; // F16 [sum of n_rows * n_head_kv, and padding]
+    int32_t n_tokens = 0;
+    size_t  n_values = 0; // of all masks
+
+    ggml_tensor * masks_in = nullptr; // F16/F32 [sum of n_rows * n_head_kv, and padding]
     ggml_tensor * masks_on = nullptr; // the same, on the device that attends
 };

@@ -25,10 +25,11 @@ std::map<ggml_backend_buffer_type_t, size_t> ra_memory::memory_breakdown() const
 
 int64_t ra_memory::scratch_bytes() const {
     const ra_cache & c    = *store.cache;
-    int64_t          host = int64_t(c.n_slots_max) * 4 * (int64_t) sizeof(float);
+    int64_t          host = int64_t(c.n_slots_max) * 5 * (int64_t) sizeof(float);
     for (int32_t il = 0; il < c.n_layer; ++il) {
         const ra_layer & l = c.layers[il];
         host += l.alike != nullptr ? int64_t(l.n_slots) * (int64_t) sizeof(ra_alike) : 0;
+        host += l.merge != nullptr ? int64_t(l.n_slots) * ra_merge_row_bytes() : 0;
     }
     return host + (compressor ? compressor->bytes() : 0);
 }
@@ -236,12 +237,23 @@ ra_status ra_memory::set_head_budgets(int32_t il, const int32_t * budgets, size_
     return st;
 }
 
-// at the first decode, so that a compression needs no memory; tried again if memory was short
+ra_status ra_memory::set_protect(int32_t n_protect) {
+    try {
+        return store.set_protect(n_protect);
+    } catch (const std::exception &) {
+        return RA_STATUS_NO_MEMORY;
+    }
+}
+
+// at the first decode, so that a compression needs no memory; tried again if memory was short, and made
+// anew for other tensors
 void ra_memory::make_compressor() {
-    if (compressor) {
+    if (compressor && n_splits_then == store.cache->n_splits) {
         return;
     }
     try {
+        compressor.reset();
+        n_splits_then = store.cache->n_splits;
         compressor = std::make_unique<ra_compressor>(*store.cache, store.tensors, lctx->get_sched(),
                                                      watch, gathers_always);
     } catch (const std::exception & e) {

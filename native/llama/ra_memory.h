@@ -58,6 +58,7 @@ class ra_memory : public llama_memory_i {
 
     ra_status compress();
     ra_status set_head_budgets(int32_t il, const int32_t * budgets, size_t n);
+    ra_status set_protect(int32_t n_protect);
     int64_t   scratch_bytes() const;
     // what scratch_bytes() will be once something was decoded; throws std::runtime_error
     int64_t planned_scratch_bytes(ggml_backend_sched_t sched) const;
@@ -80,7 +81,8 @@ class ra_memory : public llama_memory_i {
 
     ra_storage store;
 
-    std::unique_ptr<ra_compressor> compressor; // made at the first decode
+    std::unique_ptr<ra_compressor> compressor;        // made at the first decode
+    int32_t                        n_splits_then = 0; // ra_cache.n_splits when it was made
 
     bool gathers_always = false; // pools in host memory are packed as those on a device are
 

@@ -44,7 +44,21 @@ void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_
         if (needs & RA_FEATURE_VALUE_NORM) {
             jobs.push_back({ RA_JOB_VALUE_NORMS, ih, n_kv[ih], 0, 0 });
         }
+        if (needs & RA_FEATURE_VALUE_DIST) {
+            jobs.push_back({ RA_JOB_VALUES, ih, n_kv[ih], 0, 0 });
+        }
     }
+}
+
+void ra_list_jobs_going(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv, int32_t n_going) {
+    const int32_t n_block = (int32_t) ra_score_block_rows(n_kv);
+    for (int32_t i = 0; i < n_going; i += n_block) {
+        jobs.push_back({ RA_JOB_COSINES_GOING, ih, n_kv, i, std::min(n_block, n_going - i) });
+    }
+}
+
+static bool ra_has_index(const ra_job & j) {
+    return j.kind == RA_JOB_COSINES_AGAIN || j.kind == RA_JOB_COSINES_GOING;
 }
 
 // rows gathered for a product, and their indices
@@ -62,7 +76,7 @@ size_t ra_score_graph::most_job_bytes(int32_t il, uint32_t needs) const {
         n = n_pad * cache.n_ring * (tensors[il].n_head / tensors[il].n_head_kv);
     }
     size_t n_again = 0;
-    if (needs & RA_FEATURE_KEY_SIM) {
+    if (needs & (RA_FEATURE_KEY_SIM | RA_NEEDS_TARGETS)) {
         const int64_t n_rows = ra_score_block_rows(n_kv);
         n                    = std::max(n, n_rows * n_pad);
         n_again              = ra_again_bytes(tensors[il].k->ne[0], n_rows);
@@ -76,9 +90,9 @@ size_t ra_score_graph::job_bytes(int32_t il, const ra_job & j) const {
     size_t             n_again = 0;
     if (j.kind == RA_JOB_LOGITS) {
         n = ra_score_pad(j.n_kv) * cache.n_ring * (t.n_head / t.n_head_kv);
-    } else if (j.kind == RA_JOB_COSINES || j.kind == RA_JOB_COSINES_AGAIN) {
+    } else if (j.kind == RA_JOB_COSINES || ra_has_index(j)) {
         n       = ra_score_pad(j.n_kv) * j.n_rows;
-        n_again = j.kind == RA_JOB_COSINES_AGAIN ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;
+        n_again = ra_has_index(j) ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;
     }
     return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN) + n_again;
 }
@@ -96,7 +110,15 @@ size_t ra_score_graph::most_layer_bytes(int32_t il, uint32_t needs) const {
     for (const ra_job & j : jobs) {
         n_bytes += job_bytes(il, j);
     }
-    return n_bytes;
+    size_t n_going = 0;
+    jobs.clear();
+    for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_NEEDS_TARGETS); ++ih) {
+        ra_list_jobs_going(jobs, ih, full[ih], cache.settings.cfg.buffer);
+    }
+    for (const ra_job & j : jobs) {
+        n_going += job_bytes(il, j);
+    }
+    return std::max(n_bytes, n_going);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -155,6 +177,14 @@ ggml_tensor * ra_score_graph::value_norms_of(int32_t il, shared & s) {
     return s.value_norms;
 }
 
+ggml_tensor * ra_score_graph::values_of(int32_t il, shared & s) {
+    if (s.values == nullptr) {
+        s.values = ggml_cast(ctx.get(), tensors[il].v, GGML_TYPE_F32);
+        ggml_set_output(s.values);
+    }
+    return s.values;
+}
+
 // n rows of pool-like t from `row` on; where the pool has them, padded with rows before or behind
 static ggml_tensor * ra_rows_padded(ggml_context * ctx, ggml_tensor * t, int64_t row, int64_t n,
                                     int64_t * n_before) {
@@ -192,7 +222,8 @@ void ra_score_graph::add_job(int32_t il, shared & s, ra_job & j) {
             j.stride = j.out->ne[0];
             break;
         }
-        case RA_JOB_COSINES_AGAIN: {
+        case RA_JOB_COSINES_AGAIN:
+        case RA_JOB_COSINES_GOING: {
             ggml_tensor * unit = unit_of(il, s);
             ggml_tensor * head = ggml_view_2d(ctx.get(), unit, unit->ne[0], j.n_kv, unit->nb[1],
                                               size_t(row) * unit->nb[1]);
@@ -210,6 +241,12 @@ void ra_score_graph::add_job(int32_t il, shared & s, ra_job & j) {
             j.out    = value_norms_of(il, s);
             j.stride = 1;
             j.skip   = row;
+            break;
+        }
+        case RA_JOB_VALUES: {
+            j.out    = values_of(il, s);
+            j.stride = t.v->ne[0];
+            j.skip   = row * j.stride;
             break;
         }
     }
@@ -241,7 +278,11 @@ void ra_score_graph::add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs) {
     if (needs & RA_FEATURE_VALUE_NORM) {
         ggml_build_forward_expand(gf, value_norms_of(il, s));
     }
-    if (needs & (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS)) {
+    if (needs & RA_FEATURE_VALUE_DIST) {
+        ggml_build_forward_expand(gf, values_of(il, s));
+    }
+    if (needs &
+        (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS | RA_NEEDS_TARGETS)) {
         ggml_build_forward_expand(gf, keys_of(il, s));
     }
     if (n_out > 0) {

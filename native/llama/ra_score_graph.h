@@ -23,14 +23,19 @@ inline int64_t ra_score_block_rows(int64_t n_kv) {
     return std::min(ra_score_pad(std::max<int64_t>(32, n_kv / 8)), std::max<int64_t>(16, most));
 }
 
+// beside RA_FEATURE_*: the cosines by which merging finds its targets
+static constexpr uint32_t RA_NEEDS_TARGETS = uint32_t(1) << 31;
+
 // RA_JOB_COSINES: of new keys with all older ones; RA_JOB_COSINES_AGAIN: of those that must be compared
-// once more, with the old ones (core/alike.c)
+// once more, with the old ones (core/alike.c); RA_JOB_COSINES_GOING: of those that are evicted, with all
 enum ra_job_kind {
     RA_JOB_LOGITS,
     RA_JOB_COSINES,
     RA_JOB_COSINES_AGAIN,
+    RA_JOB_COSINES_GOING,
     RA_JOB_COS_SUMS,
-    RA_JOB_VALUE_NORMS
+    RA_JOB_VALUE_NORMS,
+    RA_JOB_VALUES
 };
 
 // one result for one head
@@ -41,10 +46,11 @@ struct ra_job {
     int32_t row0; // cosines: rows [row0, row0 + n_rows) of the matrix, or of the list to do again
     int32_t n_rows;
 
-    ggml_tensor * out    = nullptr; // f32
-    ggml_tensor * index  = nullptr; // I32 [n_rows] of RA_JOB_COSINES_AGAIN: that list as an input
-    int64_t       skip   = 0;       // values of `out` before the first one wanted
-    int64_t       stride = 0;       // values of `out` per row
+    ggml_tensor * out = nullptr; // f32
+    ggml_tensor * index =
+        nullptr;        // I32 [n_rows] of RA_JOB_COSINES_AGAIN and _GOING: that list as an input
+    int64_t skip   = 0; // values of `out` before the first one wanted
+    int64_t stride = 0; // values of `out` per row
 };
 
 class ra_score_graph {
@@ -52,7 +58,7 @@ class ra_score_graph {
     // the arguments must outlive it
     ra_score_graph(const ra_cache & cache, const std::vector<ra_tensors> & tensors);
 
-    // The graph that needs the most scratch, with as many results as one graph may have (max_out()): of
+    // The graph that needs the most scratch, of any that `needs` may lead to, with as many results as one graph may have (max_out()): of
     // the largest layer on each device. To be called before build().
     ggml_cgraph * build_largest(uint32_t needs);
 
@@ -70,6 +76,7 @@ class ra_score_graph {
         ggml_tensor * unit        = nullptr; // the same normalised, in the same memory
         ggml_tensor * queries     = nullptr; // [head_dim_k, n_group, n_ring, n_head_kv] f32
         ggml_tensor * value_norms = nullptr; // [1, n_slots] f32
+        ggml_tensor * values      = nullptr; // [head_dim_v, n_slots] f32
     };
 
     size_t        most_job_bytes(int32_t il, uint32_t needs) const;
@@ -80,6 +87,7 @@ class ra_score_graph {
     ggml_tensor * unit_of(int32_t il, shared & s);
     ggml_tensor * queries_of(int32_t il, shared & s);
     ggml_tensor * value_norms_of(int32_t il, shared & s);
+    ggml_tensor * values_of(int32_t il, shared & s);
     void          add_job(int32_t il, shared & s, ra_job & j);
     void          add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs);
 
@@ -95,3 +103,6 @@ class ra_score_graph {
 // n_old [n_head_kv] were compared with each other before.
 void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_t * n_old,
                   int32_t n_head_kv, uint32_t needs);
+
+// Adds the jobs that compare n_going tokens of head ih, a list, with all of its n_kv.
+void ra_list_jobs_going(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv, int32_t n_going);

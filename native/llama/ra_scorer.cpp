@@ -4,7 +4,8 @@
 ra_scorer::ra_scorer(const ra_cache & cache, const std::vector<ra_tensors> & tensors,
                      ra_scratch & scratch)
     : cache(cache), tensors(tensors), scratch(scratch), graph(cache, tensors) {
-    const uint32_t needs = ra_cache_needs(&cache);
+    const uint32_t needs =
+        ra_cache_needs(&cache) | (cache.settings.cfg.merge ? RA_NEEDS_TARGETS : 0);
     if (needs != 0) {
         reserve(needs);
     }
@@ -12,10 +13,11 @@ ra_scorer::ra_scorer(const ra_cache & cache, const std::vector<ra_tensors> & ten
 
 // host arrays, and on each device what the largest graph takes
 void ra_scorer::reserve(uint32_t needs) {
-    const bool needs_cos = needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS);
-    size_t     n_logits  = 0;
-    size_t     dim       = 0;
-    bool       is_host   = true;
+    const bool needs_sum =
+        needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS | RA_FEATURE_VALUE_DIST);
+    size_t n_logits = 0;
+    size_t dim      = 0;
+    bool   is_host  = true;
     for (int32_t il = 0; il < cache.n_layer; ++il) {
         const ra_layer &   l = cache.layers[il];
         const ra_tensors & t = tensors[il];
@@ -23,7 +25,7 @@ void ra_scorer::reserve(uint32_t needs) {
             continue;
         }
         n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * cache.n_ring * l.n_slots);
-        dim      = std::max(dim, size_t(t.k->ne[0]));
+        dim      = std::max(dim, size_t(std::max(t.k->ne[0], t.v->ne[0])));
         is_host  = is_host && ggml_backend_buffer_is_host(t.k->buffer);
     }
     scratch.reserve(graph.build_largest(needs), "scores");
@@ -32,10 +34,12 @@ void ra_scorer::reserve(uint32_t needs) {
     key_sim.resize(needs & RA_FEATURE_KEY_SIM ? cache.n_slots_max : 0);
     key_cos.resize(needs & RA_FEATURE_KEY_COS ? cache.n_slots_max : 0);
     value_norm.resize(needs & RA_FEATURE_VALUE_NORM ? cache.n_slots_max : 0);
+    value_dist.resize(needs & RA_FEATURE_VALUE_DIST ? cache.n_slots_max : 0);
+    going.resize(needs & RA_NEEDS_TARGETS ? cache.n_slots_max : 0);
     newer.resize(key_sim.size());
     older.resize(key_sim.size());
     again.resize(key_sim.size());
-    dim_sum.resize(needs_cos ? dim : 0);
+    dim_sum.resize(needs_sum ? dim : 0);
     if (!is_host) {
         staging.resize(std::max(graph.max_out() / sizeof(float), size_t(cache.n_slots_max) * dim));
     }
@@ -43,10 +47,11 @@ void ra_scorer::reserve(uint32_t needs) {
 
 int64_t ra_scorer::bytes() const {
     int64_t n = graph.bytes();
-    for (const auto * values : { &newer, &older, &again }) {
+    for (const auto * values : { &newer, &older, &again, &going }) {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
-    for (const auto * values : { &logits, &key_sim, &key_cos, &value_norm, &dim_sum, &staging }) {
+    for (const auto * values :
+         { &logits, &key_sim, &key_cos, &value_norm, &value_dist, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
     return n;
@@ -72,9 +77,8 @@ bool ra_scorer::list_jobs_again(int32_t il, int32_t ih) {
     return n > 0;
 }
 
-ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const int32_t * queries) {
-    n_obs                    = n_queries;
-    obs_pos                  = queries;
+// where the results of each head are
+void ra_scorer::place_heads(int32_t il) {
     const ra_layer & l       = cache.layers[il];
     const size_t     n_query = size_t(tensors[il].n_head / l.n_head_kv) * size_t(n_obs);
     logits_at.assign(l.n_head_kv, 0);
@@ -83,6 +87,13 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
         logits_at[ih] = logits_at[ih - 1] + n_query * size_t(l.used[ih - 1]);
         tokens_at[ih] = tokens_at[ih - 1] + size_t(l.used[ih - 1]);
     }
+}
+
+ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const int32_t * queries) {
+    n_obs   = n_queries;
+    obs_pos = queries;
+    place_heads(il);
+    const ra_layer & l = cache.layers[il];
     n_old.assign(l.n_head_kv, 0);
     for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_FEATURE_KEY_SIM); ++ih) {
         n_old[ih] =
@@ -99,6 +110,29 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
     return st;
 }
 
+ra_status ra_scorer::find_targets(int32_t il) {
+    const ra_layer & l = cache.layers[il];
+    place_heads(il);
+    jobs.clear();
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        int32_t * list    = going.data() + tokens_at[ih];
+        int32_t   n_going = 0;
+        for (int32_t i = 0; i < l.used[ih]; ++i) {
+            if (!l.keep[l.offset[ih] + i]) {
+                list[n_going++] = i;
+            }
+        }
+        ra_list_jobs_going(jobs, ih, l.used[ih], n_going);
+    }
+    return run_jobs(il);
+}
+
+// the list of tokens that a job has as an input
+const int32_t * ra_scorer::index_of(const ra_job & j) const {
+    const std::vector<int32_t> & list = j.kind == RA_JOB_COSINES_GOING ? going : again;
+    return list.data() + tokens_at[j.ih] + size_t(j.row0);
+}
+
 ra_status ra_scorer::run_jobs(int32_t il) {
     for (size_t begin = 0; begin < jobs.size();) {
         ggml_cgraph * gf  = nullptr;
@@ -108,8 +142,8 @@ ra_status ra_scorer::run_jobs(int32_t il) {
         }
         for (size_t i = begin; i < end; ++i) {
             if (jobs[i].index != nullptr) {
-                const int32_t * rows = again.data() + tokens_at[jobs[i].ih] + jobs[i].row0;
-                ggml_backend_tensor_set(jobs[i].index, rows, 0, ggml_nbytes(jobs[i].index));
+                ggml_backend_tensor_set(jobs[i].index, index_of(jobs[i]), 0,
+                                        ggml_nbytes(jobs[i].index));
             }
         }
         const ggml_status st = scratch.compute(gf);
@@ -139,8 +173,11 @@ const float * ra_scorer::fetch(const ggml_tensor * t, int64_t begin, int64_t n) 
     return staging.data();
 }
 
-// of the queries in the ring, those that the compression uses
+// of the queries in the ring, those that the compression uses; as the model attends, with its biases
 void ra_scorer::read_logits(int32_t il, const ra_job & j) {
+    const ra_layer & l = cache.layers[il];
+    const float *    bias =
+        l.merge != nullptr && l.merge->has_bias ? l.merge->bias + l.offset[j.ih] : nullptr;
     const int32_t n_group = tensors[il].n_head / tensors[il].n_head_kv;
     const float   scale   = tensors[il].kq_scale;
     const float * src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
@@ -150,7 +187,27 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
         for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
             const float * row = src + (slot * n_group + g) * j.stride;
             std::transform(row, row + j.n_kv, dst, [=](float x) { return scale * x; });
+            for (int32_t i = 0; bias != nullptr && i < j.n_kv; ++i) {
+                dst[i] += bias[i];
+            }
         }
+    }
+}
+
+void ra_scorer::read_values(int32_t il, const ra_job & j) {
+    const int32_t dim  = (int32_t) tensors[il].v->ne[0];
+    const float * rows = fetch(j.out, j.skip, int64_t(j.n_kv) * dim);
+    ra_mean_distance(j.n_kv, dim, rows, dim_sum.data(), value_dist.data() + tokens_at[j.ih]);
+}
+
+void ra_scorer::read_going(int32_t il, const ra_job & j) {
+    const float *    rows = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
+    const ra_merge * m    = cache.layers[il].merge;
+    const int32_t    at   = cache.layers[il].offset[j.ih];
+    const int32_t *  list = index_of(j);
+    for (int32_t r = 0; r < j.n_rows; ++r) {
+        m->target[at + list[r]] =
+            ra_merge_find_target(j.n_kv, m->can_take + at, rows + r * j.stride);
     }
 }
 
@@ -194,6 +251,8 @@ void ra_scorer::read(int32_t il, const ra_job & j) {
         case RA_JOB_COS_SUMS: return read_cos_sums(il, j);
         case RA_JOB_COSINES:
         case RA_JOB_COSINES_AGAIN: return read_cosines(j);
+        case RA_JOB_COSINES_GOING: return read_going(il, j);
+        case RA_JOB_VALUES: return read_values(il, j);
         case RA_JOB_VALUE_NORMS: {
             std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + tokens_at[j.ih]);
             break;
@@ -208,4 +267,5 @@ void ra_scorer::features(ra_features * f) const {
     f->key_sim      = key_sim.empty() ? nullptr : key_sim.data() + at;
     f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;
     f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;
+    f->value_dist   = value_dist.empty() ? nullptr : value_dist.data() + at;
 }

@@ -15,19 +15,25 @@ class ra_scorer {
     // ra_cache_ops: begin() computes a layer, features() hands out a slice of it
     ra_status begin(uint32_t needs, int32_t il, int32_t n_obs, const int32_t * obs_pos);
     void      features(ra_features * f) const;
+    // ra_cache_ops.find_targets
+    ra_status find_targets(int32_t il);
 
     // host memory, without the scratch
     int64_t bytes() const;
 
   private:
-    void          reserve(uint32_t needs);
-    bool          list_jobs_again(int32_t il, int32_t ih);
-    ra_status     run_jobs(int32_t il);
-    void          read(int32_t il, const ra_job & j);
-    void          read_logits(int32_t il, const ra_job & j);
-    void          read_cos_sums(int32_t il, const ra_job & j);
-    void          read_cosines(const ra_job & j);
-    const float * fetch(const ggml_tensor * t, int64_t begin, int64_t n);
+    void            reserve(uint32_t needs);
+    bool            list_jobs_again(int32_t il, int32_t ih);
+    ra_status       run_jobs(int32_t il);
+    void            read(int32_t il, const ra_job & j);
+    void            read_logits(int32_t il, const ra_job & j);
+    void            read_cos_sums(int32_t il, const ra_job & j);
+    void            read_cosines(const ra_job & j);
+    void            read_going(int32_t il, const ra_job & j);
+    void            read_values(int32_t il, const ra_job & j);
+    void            place_heads(int32_t il);
+    const int32_t * index_of(const ra_job & j) const;
+    const float *   fetch(const ggml_tensor * t, int64_t begin, int64_t n);
 
     const ra_cache &                cache;
     const std::vector<ra_tensors> & tensors;
@@ -47,13 +53,15 @@ class ra_scorer {
     std::vector<float>  key_sim;
     std::vector<float>  key_cos;
     std::vector<float>  value_norm;
+    std::vector<float>  value_dist;
     std::vector<size_t> tokens_at; // [n_head_kv] offset into these
 
-    std::vector<float>   dim_sum; // [head_dim_k] scratch of ra_key_cos_sums()
+    std::vector<float>   dim_sum; // [head_dim] scratch: sums and means of rows
     std::vector<int32_t> newer;   // [n_slots] of all heads of a layer, see core/alike.c
     std::vector<int32_t> older;   // [n_slots] likewise
     std::vector<int32_t> again;   // [n_slots] tokens to compare again, head after head
-    std::vector<int32_t> n_old;   // [n_head_kv]
+    std::vector<int32_t> going; // [n_slots] tokens that are evicted, head after head; merging only
+    std::vector<int32_t> n_old; // [n_head_kv]
 
     std::vector<float> staging; // values read back from a device
 };

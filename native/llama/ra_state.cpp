@@ -8,7 +8,7 @@
 #include <cstring>
 
 static constexpr uint32_t RA_STATE_MAGIC   = 0x56534152; // "RASV"
-static constexpr uint32_t RA_STATE_VERSION = 2;
+static constexpr uint32_t RA_STATE_VERSION = 3;
 
 namespace {
 // what a state must share with the cache that it is loaded into
@@ -21,6 +21,8 @@ struct ra_state_header {
     int32_t  has_window;
     int32_t  n_rot_k;
     int32_t  n_rot_v;
+    int32_t  n_state; // numbers that the policy keeps with a token
+    int32_t  merge;
 };
 
 struct ra_state_counters {
@@ -59,8 +61,10 @@ template <typename T> static T ra_read(llama_io_read_i & io) {
 
 static ra_state_header ra_header_of(const ra_storage & store) {
     const ra_cache * c = store.cache.get();
-    return { RA_STATE_MAGIC, RA_STATE_VERSION,           c->n_layer,    c->settings.cfg.buffer,
-             c->n_ring,      store.needs_window ? 1 : 0, store.rot_k.n, store.rot_v.n };
+    return { RA_STATE_MAGIC,         RA_STATE_VERSION, c->n_layer,
+             c->settings.cfg.buffer, c->n_ring,        store.needs_window ? 1 : 0,
+             store.rot_k.n,          store.rot_v.n,    c->settings.policy->n_state,
+             c->settings.cfg.merge };
 }
 
 static ra_state_layer ra_layer_of(const ra_layer & l, const ra_tensors & t) {
@@ -81,7 +85,8 @@ void ra_state_check(llama_seq_id seq_id, llama_state_seq_flags flags) {
 }
 
 void ra_state_write(llama_io_write_i & io, const ra_storage & store) {
-    const ra_cache * c = store.cache.get();
+    const ra_cache * c       = store.cache.get();
+    const int32_t    n_state = c->settings.policy->n_state;
     ra_write(io, ra_header_of(store));
     ra_write(io, ra_state_counters{ c->n_pos, c->n_protect, c->peak_tokens, c->min_evicted,
                                     c->n_compressions, c->n_evicted });
@@ -94,7 +99,11 @@ void ra_state_write(llama_io_write_i & io, const ra_storage & store) {
             ra_write(io, l.used[ih]);
             ra_write(io, l.n_evicted[ih]);
             io.write(l.pos + l.offset[ih], size_t(l.used[ih]) * sizeof(int32_t));
-            io.write(l.state + l.offset[ih], size_t(l.used[ih]) * sizeof(float));
+            io.write(l.state + size_t(n_state) * size_t(l.offset[ih]),
+                     size_t(n_state) * size_t(l.used[ih]) * sizeof(float));
+            if (l.merge != nullptr) {
+                io.write(l.merge->bias + l.offset[ih], size_t(l.used[ih]) * sizeof(float));
+            }
         }
     }
     for (int32_t il = 0; il < c->n_layer; ++il) {
@@ -132,7 +141,18 @@ static void ra_read_head(llama_io_read_i & io, ra_cache * c, ra_layer & l, int32
     }
     int32_t * pos = l.pos + *offset;
     io.read(pos, size_t(used) * sizeof(int32_t));
-    io.read(l.state + *offset, size_t(used) * sizeof(float));
+    const size_t n_state = (size_t) c->settings.policy->n_state;
+    io.read(l.state + n_state * size_t(*offset), n_state * size_t(used) * sizeof(float));
+    if (l.merge != nullptr) {
+        float * bias = l.merge->bias + *offset;
+        io.read(bias, size_t(used) * sizeof(float));
+        for (int32_t i = 0; i < used; ++i) {
+            if (!(bias[i] >= 0.0f && bias[i] <= c->settings.cfg.bias_max)) {
+                ra_state_throw("its biases are damaged, or larger than bias_max");
+            }
+            l.merge->has_bias = l.merge->has_bias || bias[i] != 0.0f;
+        }
+    }
     for (int32_t i = 0; i < used; ++i) {
         if (pos[i] < 0 || pos[i] >= n_pos || (i > 0 && pos[i] <= pos[i - 1])) {
             ra_state_throw("its positions are damaged");
@@ -151,19 +171,19 @@ static void ra_read_head(llama_io_read_i & io, ra_cache * c, ra_layer & l, int32
     *offset         = end;
 }
 
-static void ra_read_bookkeeping(llama_io_read_i & io, const ra_storage & store, uint32_t n_ctx) {
+static void ra_read_bookkeeping(llama_io_read_i & io, ra_storage & store, uint32_t n_ctx) {
     ra_cache *            c    = store.cache.get();
     const ra_state_header want = ra_header_of(store);
     const ra_state_header got  = ra_read<ra_state_header>(io);
     if (memcmp(&want, &got, sizeof(want)) != 0) {
         ra_state_throw(
             "it was saved by another kind of cache (another model, buffer, window, policy or "
-            "version, or no budget at all)");
+            "version, merging or not, or no budget at all)");
     }
     const ra_state_counters n = ra_read<ra_state_counters>(io);
     if (n.n_pos < 0 || (uint32_t) n.n_pos > n_ctx || n.n_protect < 0 || n.peak_tokens < 0 ||
         n.min_evicted < 0 || n.n_compressions < 0 || n.n_evicted < 0 ||
-        ra_cache_set_protect(c, n.n_protect) != RA_STATUS_OK) {
+        store.set_protect(n.n_protect) != RA_STATUS_OK) {
         ra_state_throw("its counters are damaged or do not fit the budget");
     }
     for (int32_t il = 0; il < c->n_layer; ++il) {
@@ -221,8 +241,10 @@ void ra_state_read(llama_io_read_i & io, ra_storage & store, uint32_t n_ctx) {
             }
         }
     } catch (...) {
-        c->n_protect = n_protect;
         store.clear(true);
+        if (store.set_protect(n_protect) != RA_STATUS_OK) {
+            c->n_protect = n_protect;
+        }
         throw;
     }
     store.layout_changed();

@@ -5,6 +5,7 @@
 #include "llama-memory.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 
@@ -26,9 +27,12 @@ ra_storage::ra_storage(const llama_model & model, const llama_memory_params & pa
         ra_throw_last();
     }
     cache.reset(made);
-    needs_window = (made->settings.policy->needs & RA_FEATURE_ATTN_LOGITS) != 0;
+    needs_window = (ra_cache_needs(made) & RA_FEATURE_ATTN_LOGITS) != 0;
     add_layers(model, params, offload);
-    alloc_buffers();
+    make_tensors();
+    if (!alloc_buffers()) {
+        ra_throw_last();
+    }
     add_rotations(model, params);
 }
 
@@ -36,43 +40,57 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
                             bool offload) {
     const llama_hparams & hparams = model.hparams;
 
-    std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_of;
     tensors.resize(hparams.n_layer());
+    shapes.resize(hparams.n_layer());
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        const ra_layer & l = cache->layers[il];
-        if (l.n_head_kv == 0) {
+        if (cache->layers[il].n_head_kv == 0) {
             continue;
         }
         ggml_backend_buffer_type_t buft = offload
                                               ? ggml_backend_dev_buffer_type(model.dev_layer(il))
                                               : ggml_backend_cpu_buffer_type();
-        if (ctx_of.count(buft) == 0) {
-            ggml_context * ctx =
-                ggml_init({ 3 * hparams.n_layer() * ggml_tensor_overhead(), nullptr, true });
-            if (ctx == nullptr) {
-                throw std::runtime_error("ReasonAlloc: out of memory for the cache");
-            }
-            ctx_of[buft] = ctx;
-            ctxs_bufs.emplace_back(ctx, nullptr);
+        const size_t device = size_t(std::find(bufts.begin(), bufts.end(), buft) - bufts.begin());
+        if (device == bufts.size()) {
             bufts.push_back(buft);
+            ctxs_bufs.emplace_back(nullptr, nullptr);
         }
-        ggml_context * ctx = ctx_of[buft];
-        ra_tensors &   t   = tensors[il];
-        t.n_head           = (int32_t) hparams.n_head(il);
-        t.n_head_kv        = l.n_head_kv;
-        t.k = ggml_new_tensor_2d(ctx, params.type_k, hparams.n_embd_head_k(il), l.n_slots);
-        t.v = ggml_new_tensor_2d(ctx, params.type_v, hparams.n_embd_head_v(il), l.n_slots);
-        ggml_format_name(t.k, "ra_cache_k_l%u", il);
-        ggml_format_name(t.v, "ra_cache_v_l%u", il);
+        shapes[il] = { device, hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), params.type_k,
+                       params.type_v };
+        tensors[il].n_head    = (int32_t) hparams.n_head(il);
+        tensors[il].n_head_kv = cache->layers[il].n_head_kv;
+    }
+}
+
+// the tensors of all layers, for the rows that the bookkeeping has
+void ra_storage::make_tensors() {
+    for (auto & [ctx, buf] : ctxs_bufs) {
+        buf.reset();
+        ctx.reset(ggml_init({ 3 * tensors.size() * ggml_tensor_overhead(), nullptr, true }));
+        if (!ctx) {
+            throw std::runtime_error("ReasonAlloc: out of memory for the cache");
+        }
+    }
+    for (size_t il = 0; il < tensors.size(); ++il) {
+        const ra_layer & l = cache->layers[il];
+        const shape &    s = shapes[il];
+        ra_tensors &     t = tensors[il];
+        if (l.n_head_kv == 0) {
+            continue;
+        }
+        ggml_context * ctx = ctxs_bufs[s.device].first.get();
+        t.k                = ggml_new_tensor_2d(ctx, s.type_k, s.head_dim_k, l.n_slots);
+        t.v                = ggml_new_tensor_2d(ctx, s.type_v, s.head_dim_v, l.n_slots);
+        ggml_format_name(t.k, "ra_cache_k_l%zu", il);
+        ggml_format_name(t.v, "ra_cache_v_l%zu", il);
         if (needs_window) {
-            t.q = ggml_new_tensor_2d(ctx, GGML_TYPE_F32,
-                                     int64_t(hparams.n_embd_head_k(il)) * t.n_head, cache->n_ring);
-            ggml_format_name(t.q, "ra_window_q_l%u", il);
+            t.q = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, s.head_dim_k * t.n_head, cache->n_ring);
+            ggml_format_name(t.q, "ra_window_q_l%zu", il);
         }
     }
 }
 
-void ra_storage::alloc_buffers() {
+// false with ra_last_error(): out of memory
+bool ra_storage::alloc_buffers() {
     for (size_t i = 0; i < ctxs_bufs.size(); ++i) {
         auto & [ctx, buf] = ctxs_bufs[i];
         if (no_alloc) {
@@ -87,11 +105,12 @@ void ra_storage::alloc_buffers() {
         if (!buf) {
             ra_error(RA_STATUS_NO_MEMORY, "cannot allocate the cache (%.1f MiB): lower the budget",
                      double(kv_bytes() + window_bytes()) / 1024.0 / 1024.0);
-            ra_throw_last();
+            return false;
         }
         // rows beyond `used` are masked, but must not hold NaN
         ggml_backend_buffer_clear(buf.get(), 0);
     }
+    return true;
 }
 
 // Sylvester's Hadamard matrix, scaled to be orthogonal, as the stock cache uses it
@@ -186,4 +205,26 @@ void ra_storage::clear(bool data) {
             ggml_backend_buffer_clear(buf.get(), 0);
         }
     }
+}
+
+ra_status ra_storage::set_protect(int32_t n_protect) {
+    const int32_t before   = cache->n_protect;
+    const int32_t n_splits = cache->n_splits;
+    ra_status     st       = ra_cache_set_protect(cache.get(), n_protect);
+    if (st == RA_STATUS_OK && cache->n_splits != n_splits) {
+        make_tensors();
+        if (!alloc_buffers()) {
+            st = RA_STATUS_NO_MEMORY;
+            // memory of the same size was freed just now
+            if (ra_cache_set_protect(cache.get(), before) != RA_STATUS_OK) {
+                ra_throw_last();
+            }
+            make_tensors();
+            if (!alloc_buffers()) {
+                ra_throw_last();
+            }
+        }
+        layout_changed();
+    }
+    return st;
 }

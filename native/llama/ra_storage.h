@@ -38,7 +38,10 @@ class ra_storage {
 
     // forgets all tokens; with `data` the tensors are zeroed, too
     void clear(bool data);
-    void layout_changed();
+    // ra_cache_set_protect(); where that splits an empty cache anew, the tensors are made anew, of as many
+    // bytes in all. RA_STATUS_NO_MEMORY if that fails: then the split is as before.
+    ra_status set_protect(int32_t n_protect);
+    void      layout_changed();
 
     std::unique_ptr<ra_cache, ra_cache_deleter> cache;
 
@@ -51,12 +54,21 @@ class ra_storage {
 
   private:
     void add_layers(const llama_model & model, const llama_memory_params & params, bool offload);
-    void alloc_buffers();
+    void make_tensors();
+    bool alloc_buffers();
     void add_rotations(const llama_model & model, const llama_memory_params & params);
+
+    // shape of the tensors of one layer
+    struct shape {
+        size_t    device; // index below
+        int64_t   head_dim_k, head_dim_v;
+        ggml_type type_k, type_v;
+    };
 
     // one context of tensors, its buffer and the buffer's type, per device
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
     std::vector<ggml_backend_buffer_type_t>                           bufts;
+    std::vector<shape>                                                shapes; // [n_layer]
 
     bool no_alloc; // sizes only
 };

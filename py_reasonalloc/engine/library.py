@@ -17,7 +17,7 @@ from pathlib import Path
 from .errors import LibraryError
 
 # What this package was written against; tests compare them with the header and the build's pin.
-ABI_VERSION = 2
+ABI_VERSION = 3
 BINDINGS_VERSION = "0.3.36"
 
 _REINSTALL = (

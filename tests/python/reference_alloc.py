@@ -72,6 +72,36 @@ def pyramid_line(budget: int, n_layer: int, beta: float = 20.0, base: int = 0) -
     return base + line
 
 
+def comparable(scores: list[Array]) -> list[Array]:
+    """Scores that are shares of a head's whole, times the head's number of tokens; in float32."""
+    return [(s.astype(np.float32) * np.float32(len(s))).astype(float) for s in scores]
+
+
+def least_error(
+    scores: list[Array], total: int, base: int, least: int, clip_hi: float = 2.0
+) -> tuple[Array, float]:
+    """Budgets [n] of least summed score of what goes, and the most that one may be.
+
+    One row after another goes to the head whose best token left scores highest; a head's first
+    `least` rows are its own.
+    """
+    mean = total / len(scores) - base
+    most = max(int(clip_hi * mean), int(np.ceil(mean)))
+    free = [np.sort(s[np.isfinite(s)])[::-1] for s in scores]
+    budgets = np.array([min(least, len(s)) for s in free])
+    for _ in range(int(round(mean * len(scores))) - least * len(scores)):
+        bids = [
+            s[b] if b < min(len(s), most) else -np.inf for s, b in zip(free, budgets)
+        ]
+        if max(bids) == -np.inf:
+            break
+        budgets[int(np.argmax(bids))] += 1
+    budgets = np.maximum(budgets, least)
+    while budgets.sum() < total - base * len(scores):
+        budgets[int(np.argmin(budgets))] += 1
+    return base + budgets, base + most
+
+
 def head_demand(scores: list[Array], n_best: int) -> Array:
     """Tokens of each head among the `n_best` best that may go (all that tie with the last)."""
     scores = [s[np.isfinite(s)] for s in scores]

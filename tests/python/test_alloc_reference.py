@@ -129,12 +129,17 @@ def layers_of_scores(draw):
 
 
 @settings(max_examples=200, deadline=None)
-@given(layer=layers_of_scores(), mu=st.sampled_from([0.0, 0.25, 1.0]))
-def test_adaptive_heads_and_kept_sets(layer, mu) -> None:
-    """Scores -> tau -> demand -> robustify -> kept sets."""
+@given(
+    layer=layers_of_scores(),
+    mu=st.sampled_from([0.0, 0.25, 1.0]),
+    policy=st.sampled_from(["rkv", "snapkv"]),
+    alloc=st.sampled_from(["adaptive", "adaptive-literal", "error"]),
+)
+def test_head_budgets_and_kept_sets(layer, mu, policy, alloc) -> None:
+    """Scores -> tau -> demand -> robustify -> kept sets; and the split of least error."""
     scores, initial = layer
     total = int(initial.sum())
-    cfg = config(budget=64, head_alloc=b"adaptive", mu=mu)
+    cfg = config(budget=64, head_alloc=alloc.encode(), policy=policy.encode(), mu=mu)
     flat = np.concatenate(scores)
     out = int32s([0] * len(scores))
     status = c.ra_alloc_heads_run(
@@ -149,8 +154,13 @@ def test_adaptive_heads_and_kept_sets(layer, mu) -> None:
     budgets = np.array(out[:])
     rest = total - 12 * len(scores)
     least = max(int(mu * rest / len(scores)), 1)
-    x, cap = ref.over_base(ref.head_demand(scores, rest), total, 12, least)
-    ref.check_rounding(budgets, x, total, 12 + least, cap)
+    is_scaled = policy == "rkv" and alloc != "adaptive-literal"
+    pooled = ref.comparable(scores) if is_scaled else scores
+    if alloc == "error":
+        assert budgets.tolist() == ref.least_error(pooled, total, 12, least)[0].tolist()
+    else:
+        x, cap = ref.over_base(ref.head_demand(pooled, rest), total, 12, least)
+        ref.check_rounding(budgets, x, total, 12 + least, cap)
     for s, budget in zip(scores, budgets):
         keep = (ctypes.c_uint8 * len(s))()
         pointer = s.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

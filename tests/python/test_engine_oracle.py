@@ -278,7 +278,7 @@ def test_adaptive_heads_on_demo_problems(demo_f32, index: int) -> None:
         budgets, total = np.array(event.budgets), budget * n_head_kv
         rest = total - 12 * len(event.scores)
         least = max(int(0.25 * rest / len(event.scores)), 1)
-        demand = reference_alloc.head_demand(event.scores, rest)
+        demand = reference_alloc.head_demand(reference_alloc.comparable(event.scores), rest)
         x, cap = reference_alloc.over_base(demand, total, 12, least)
         reference_alloc.check_rounding(budgets, x, total, 12 + least, cap)
         changed = changed or len(set(event.budgets)) > 1
