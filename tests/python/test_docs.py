@@ -45,7 +45,7 @@ def example_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     sources = [str(p) for room in ROOMS for p in sorted((folder / room).glob("*.c"))]
     library = folder / "example.so"
     flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    includes = ["-I", str(folder), "-I", str(folder / "include"), "-I", str(folder / "policy")]
+    includes = [f"-I{folder / room}" for room in ROOMS]
     subprocess.run([compiler, *flags, *includes, *sources, "-o", str(library), "-lm"], check=True)
     return ctypes.CDLL(str(library))
 
