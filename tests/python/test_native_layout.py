@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-NATIVE = Path(__file__).resolve().parents[2] / "native"
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "native"
 SOURCES = sorted(path for path in NATIVE.rglob("*") if path.suffix in {".c", ".cpp", ".h"})
 
 
@@ -61,8 +62,9 @@ def test_no_calls_in_a_circle():
     """No translation unit needs a symbol of one that needs a symbol of it."""
     objects = [
         path
-        for path in NATIVE.parent.glob("build/py3-*/native/CMakeFiles/reasonalloc_*.dir/*/*.o*")
-        if (NATIVE / path.parent.name / path.stem).exists()
+        for room in ("core", "policy", "alloc", "engine", "llama")
+        for path in ROOT.glob(f"build/py3-*/native/CMakeFiles/reasonalloc_{room}.dir/{room}/*.o")
+        if (NATIVE / room / path.stem).exists()  # else left from an earlier build
     ]
     if not objects or shutil.which("nm") is None:
         pytest.skip("no build folder of `pip install .`, or no nm")
