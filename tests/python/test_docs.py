@@ -99,3 +99,13 @@ def test_every_policy_has_a_row_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for i in range(c.ra_policy_count()):
         assert f"| `{c.ra_policy_name(i).decode()}`" in readme
+
+
+def test_the_tests_of_the_invariants_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:test|ra_pool)_\w+(?:\.c)?)`", page))
+    folders = (ROOT / "tests" / "native", ROOT / "tests" / "python")
+    files = [path for folder in folders for path in folder.glob("*.*") if path.is_file()]
+    text = "\n".join(path.read_text() for path in files)
+    found = {path.name for path in files} | set(re.findall(r"(?:def|void|ra_status) (\w+)\(", text))
+    assert len(named) > 30 and named - found == set()
