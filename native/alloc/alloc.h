@@ -3,7 +3,8 @@
  * Allocators split tokens, nothing else: over layers once, when the cache is made; over the heads of
  * a layer at every compression. They never see llama.cpp or a policy, only scores.
  *
- * Adding one: write alloc_<name>.c and add its row to native/engine/registry.c. */
+ * Adding one: write alloc_<name>.c and add its row to native/engine/registry.c; over heads it says there
+ * whether it ever moves budgets. */
 #ifndef RA_ALLOC_H
 #define RA_ALLOC_H
 

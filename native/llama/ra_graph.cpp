@@ -185,9 +185,9 @@ ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {
 // what the worst case reserves is enough for heads of any lengths.
 ggml_tensor * ra_graph_input::mask_of(const llm_graph_context & graph, int32_t n_used,
                                       int32_t n_span) const {
-    ggml_tensor * view = ggml_view_2d(graph.ctx0, mask, n_span, n_tokens, mask->nb[1],
+    ggml_tensor * part = ggml_view_2d(graph.ctx0, mask, n_span, n_tokens, mask->nb[1],
                                       size_t(n_used_max - n_used) * mask->nb[0]);
-    return ggml_is_contiguous(view) ? view : ggml_cont(graph.ctx0, view);
+    return ggml_is_contiguous(part) ? part : ggml_cont(graph.ctx0, part);
 }
 
 ggml_tensor * ra_graph_input::mask_of_head(const llm_graph_context & graph, int32_t il,

@@ -45,7 +45,7 @@ def example_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     sources = [str(p) for room in ROOMS for p in sorted((folder / room).glob("*.c"))]
     library = folder / "example.so"
     flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    includes = ["-I", str(folder), "-I", str(folder / "include"), "-I", str(folder / "policy")]
+    includes = [f"-I{folder / room}" for room in ROOMS]
     subprocess.run([compiler, *flags, *includes, *sources, "-o", str(library), "-lm"], check=True)
     return ctypes.CDLL(str(library))
 
@@ -99,3 +99,13 @@ def test_every_policy_has_a_row_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for i in range(c.ra_policy_count()):
         assert f"| `{c.ra_policy_name(i).decode()}`" in readme
+
+
+def test_the_tests_of_the_invariants_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:test|ra_pool)_\w+(?:\.c)?)`", page))
+    folders = (ROOT / "tests" / "native", ROOT / "tests" / "python")
+    files = [path for folder in folders for path in folder.glob("*.*") if path.is_file()]
+    text = "\n".join(path.read_text() for path in files)
+    found = {path.name for path in files} | set(re.findall(r"(?:def|void|ra_status) (\w+)\(", text))
+    assert len(named) > 30 and named - found == set()
