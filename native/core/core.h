@@ -73,6 +73,10 @@ void ra_mean_distance(int32_t n, int32_t dim, const float * rows, float * mean, 
  *   cos [n_kv]  cosines of the evicted key with all keys of the head */
 int32_t ra_merge_find_target(int32_t n_kv, const uint8_t * can_take, const float * cos);
 
+/* Largest cosine of token j with another one, from token `first` on, of more mass; -1: there is none.
+ *   mass, cos [n_kv]  cos: of key j with all keys of the head */
+float ra_twin_cosine(int32_t n_kv, int32_t j, int32_t first, const float * mass, const float * cos);
+
 /* Shares and biases of a head.
  *   target   [n_kv]      token that takes token j; -1: j stays, or goes without a trace
  *   mass     [n_kv]      >= 0

@@ -13,6 +13,15 @@ int32_t ra_merge_find_target(int32_t n_kv, const uint8_t * can_take, const float
     return best;
 }
 
+float ra_twin_cosine(int32_t n_kv, int32_t j, int32_t first, const float * mass,
+                     const float * cos) {
+    float best = -1.0f;
+    for (int32_t i = first; i < n_kv; ++i) {
+        best = i != j && mass[i] > mass[j] && cos[i] > best ? cos[i] : best;
+    }
+    return best < 1.0f ? best : 1.0f;
+}
+
 void ra_merge_shares(int32_t n_kv, const int32_t * target, const float * mass, float bias_max,
                      const float * bias, float * share, float * bias_out) {
     /* bias_out holds the mass that a token takes over, until it becomes the bias */

@@ -15,7 +15,6 @@ extern "C" {
 typedef struct ra_merge {
     float *   bias;     /* [n_slots] added to the logits of each token's key */
     bool      has_bias; /* some bias is not 0 */
-    float *   mass;     /* [n_slots] plan: attention received, of tokens before the compression */
     uint8_t * can_take; /* [n_slots] plan: tokens that others may be merged into */
     int32_t * target;   /* [n_slots] plan: row within the head that takes this one; -1: none */
     float *   share;    /* [n_slots] plan: see ra_merge_shares() */
@@ -65,8 +64,10 @@ typedef struct ra_cache {
 
     /* scratch of a compression, sized for the largest layer */
     int32_t n_slots_max;
-    float * score; /* [n_slots_max] */
-    float * work;  /* [4 * n_slots_max]: of policies, and masses where nothing is merged */
+    float * score; /* [n_slots_max] head after head, as mass and twin */
+    float * mass;  /* [n_slots_max] */
+    float * twin;  /* [n_slots_max] */
+    float * work;  /* [3 * n_slots_max] of policies */
 
     ra_trace_cb trace;
     void *      trace_user;
@@ -78,6 +79,14 @@ typedef struct ra_cache {
 ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer,
                         const int32_t * n_head_kv);
 void      ra_cache_free(ra_cache * c); /* NULL ok */
+
+/* *layers [n_layer] out: budgets split for a protected prefix of n_protect; NULL on failure. */
+ra_status ra_layers_make(const ra_settings * s, int32_t n_protect, int32_t n_layer,
+                         const int32_t * n_head_kv, ra_layer ** layers);
+void      ra_layers_free(ra_layer * layers, int32_t n_layer); /* NULL ok */
+
+/* Puts `layers` in the place of the cache's, with scratch for the largest; frees them on failure. */
+ra_status ra_cache_use_layers(ra_cache * c, ra_layer * layers);
 
 /* Forgets all tokens and counters of the sequence; budgets go back to the initial ones. */
 void ra_cache_clear(ra_cache * c);
@@ -123,9 +132,13 @@ typedef struct ra_cache_ops {
      * whole layer. obs_pos [n_obs]: positions of the queries, valid until the next layer begins. */
     ra_status (*features_begin)(void * user, uint32_t needs, int32_t il, int32_t n_obs,
                                 const int32_t * obs_pos);
-    /* Once per head of that layer: fills the feature arrays of f (il, ih, n_kv, pos, n_obs, obs_pos
+    /* Once per head of that layer, or twice, to observe and to score: fills the feature arrays of f (il, ih, n_kv, pos, n_obs, obs_pos
      * are set) that `needs` asks for. They must stay valid until the next call. */
     ra_status (*features)(void * user, uint32_t needs, ra_features * f);
+    /* Where policies ask for RA_FEATURE_TWIN, once all heads of a layer were observed: twin [sum of used]
+     * out, ra_twin_cosine() of every token.
+     *   mass [sum of used]  head after head */
+    ra_status (*find_twins)(void * user, int32_t il, const float * mass, float * twin);
     /* Merging only, when all heads of a layer are planned: for every token that goes, target of the
      * layer's plan <- ra_merge_find_target() with its cosines; others are -1 already. */
     ra_status (*find_targets)(void * user, int32_t il);

@@ -47,42 +47,81 @@ static void ra_score_guard(const ra_config * cfg, const ra_features * f, float *
     }
 }
 
-/* Scores of head ih into score [n_kv]: the policy's, and +INFINITY for tokens that must stay. */
-static ra_status ra_score_head(ra_cache * c, const ra_cache_ops * ops, uint32_t needs, int32_t il,
-                               int32_t ih, int32_t n_obs, float * score) {
-    ra_layer *        l       = &c->layers[il];
-    const ra_config * cfg     = &c->settings.cfg;
-    const int32_t     offset  = l->offset[ih];
-    const int32_t     n_state = c->settings.policy->n_state;
-    ra_features       f       = {
-                    .il        = il,
-                    .ih        = ih,
-                    .n_kv      = l->used[ih],
-                    .n_window  = cfg->n_window < l->used[ih] ? cfg->n_window : l->used[ih],
-                    .n_obs     = n_obs,
-                    .pos       = l->pos + offset,
-                    .obs_pos   = c->obs_pos,
-                    .state     = l->state + (size_t) n_state * (size_t) offset,
-                    .state_out = l->state_out + (size_t) n_state * (size_t) offset,
-                    .mass = l->merge != NULL ? l->merge->mass + offset : c->work + 3 * (size_t) c->n_slots_max,
-                    .work = c->work,
+/* What the policy may read of head ih, whose first token is number `at` of the layer's. */
+static ra_status ra_head_features(ra_cache * c, const ra_cache_ops * ops, uint32_t needs,
+                                  int32_t il, int32_t ih, int32_t n_obs, int32_t at,
+                                  ra_features * f) {
+    ra_layer *    l       = &c->layers[il];
+    const int32_t offset  = l->offset[ih];
+    const int32_t n_state = c->settings.policy->n_state;
+    const int32_t n_win   = c->settings.cfg.n_window;
+    *f                    = (ra_features){
+                           .il        = il,
+                           .ih        = ih,
+                           .n_kv      = l->used[ih],
+                           .n_window  = n_win < l->used[ih] ? n_win : l->used[ih],
+                           .n_obs     = n_obs,
+                           .pos       = l->pos + offset,
+                           .obs_pos   = c->obs_pos,
+                           .twin      = c->twin + at,
+                           .state     = l->state + (size_t) n_state * (size_t) offset,
+                           .state_out = l->state_out + (size_t) n_state * (size_t) offset,
+                           .mass      = c->mass + at,
+                           .work      = c->work,
     };
-    memcpy(f.state_out, f.state, (size_t) f.n_kv * (size_t) n_state * sizeof(*f.state_out));
-    if (needs != 0) {
-        const ra_status st = ops->features(ops->user, needs, &f);
-        if (st != RA_STATUS_OK) {
-            return st;
+    return needs != 0 ? ops->features(ops->user, needs, f) : RA_STATUS_OK;
+}
+
+/* The policy looks at all heads of a layer: their states afterwards, and masses where somebody asks. */
+static ra_status ra_observe_layer(ra_cache * c, const ra_cache_ops * ops, uint32_t needs,
+                                  int32_t il, int32_t n_obs) {
+    const ra_layer *  l      = &c->layers[il];
+    const ra_policy * policy = c->settings.policy;
+    const bool        asks   = l->merge != NULL || (needs & RA_FEATURE_TWIN) != 0;
+    ra_status         st     = RA_STATUS_OK;
+    int32_t           at     = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
+        const size_t begin = (size_t) policy->n_state * (size_t) l->offset[ih];
+        memcpy(l->state_out + begin, l->state + begin,
+               (size_t) policy->n_state * (size_t) l->used[ih] * sizeof(*l->state));
+        if (asks || policy->observe != NULL) {
+            ra_features f;
+            st = ra_head_features(c, ops, needs, il, ih, n_obs, at, &f);
+            if (st == RA_STATUS_OK && policy->observe != NULL) {
+                policy->observe(&c->settings.cfg, &f);
+            } else if (st == RA_STATUS_OK) {
+                ra_attention_mass(&f, f.mass);
+            }
         }
+        at += l->used[ih];
     }
-    c->settings.policy->score(cfg, &f, score);
-    if (l->merge != NULL && (c->settings.policy->gives & RA_GIVES_MASS) == 0) {
-        ra_attention_mass(&f, f.mass);
+    if (st == RA_STATUS_OK && (needs & RA_FEATURE_TWIN) != 0) {
+        st = ops->find_twins(ops->user, il, c->mass, c->twin);
     }
-    ra_score_protect(cfg, c->n_protect, &f, score);
-    if (cfg->value_guard > 0.0f) {
-        ra_score_guard(cfg, &f, score);
+    return st;
+}
+
+/* Scores of a layer into c->score: the policy's, and +INFINITY for tokens that must stay. */
+static ra_status ra_score_layer(ra_cache * c, const ra_cache_ops * ops, uint32_t needs, int32_t il,
+                                int32_t n_obs) {
+    const ra_layer *  l   = &c->layers[il];
+    const ra_config * cfg = &c->settings.cfg;
+    ra_status         st  = ra_observe_layer(c, ops, needs, il, n_obs);
+    int32_t           at  = 0;
+    for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
+        ra_features f;
+        float *     score = c->score + at;
+        st                = ra_head_features(c, ops, needs, il, ih, n_obs, at, &f);
+        if (st == RA_STATUS_OK) {
+            c->settings.policy->score(cfg, &f, score);
+            ra_score_protect(cfg, c->n_protect, &f, score);
+        }
+        if (st == RA_STATUS_OK && cfg->value_guard > 0.0f) {
+            ra_score_guard(cfg, &f, score);
+        }
+        at += l->used[ih];
     }
-    return RA_STATUS_OK;
+    return st;
 }
 
 /* An allocator's result must fit the pool: rows would be written outside it otherwise. */
@@ -108,16 +147,14 @@ static ra_status ra_check_planned(const ra_layer * l, int32_t il, int32_t buffer
 /* Plans one layer: l->keep and l->planned. */
 static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t il) {
     ra_layer *     l     = &c->layers[il];
-    float *        score = c->score;
     const int32_t  n_obs = ra_cache_list_queries(c, il);
     const uint32_t needs = ra_cache_needs(c);
     ra_status      st    = RA_STATUS_OK;
     if (needs != 0) {
         st = ops->features_begin(ops->user, needs, il, n_obs, c->obs_pos);
     }
-    for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
-        st = ra_score_head(c, ops, needs, il, ih, n_obs, score);
-        score += l->used[ih];
+    if (st == RA_STATUS_OK) {
+        st = ra_score_layer(c, ops, needs, il, n_obs);
     }
     if (st != RA_STATUS_OK) {
         return st;
@@ -135,7 +172,7 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
     if (st == RA_STATUS_OK) {
         st = ra_check_planned(l, il, c->settings.cfg.buffer, in.base + 1);
     }
-    score = c->score;
+    const float * score = c->score;
     for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
         st = ra_select_keep(l->used[ih], score, l->planned[ih], l->keep + l->offset[ih]);
         score += l->used[ih];

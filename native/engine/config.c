@@ -17,7 +17,7 @@ ra_config ra_config_default_params(void) {
         .sim_threshold = 0.5f,
         .pool_kernel   = 7,
         .ema           = 0.5f,
-        .decay         = 0.75f,
+        .decay         = 0.5f,
         .bias_max      = 8.0f,
         .n_guard       = 4,
         .layer_alloc   = "uniform",

@@ -10,13 +10,12 @@ ra_merge * ra_merge_make(int32_t n_slots) {
         return NULL;
     }
     m->bias     = ra_calloc(n, sizeof(float));
-    m->mass     = ra_calloc(n, sizeof(float));
     m->can_take = ra_calloc(n, sizeof(uint8_t));
     m->target   = ra_calloc(n, sizeof(int32_t));
     m->share    = ra_calloc(n, sizeof(float));
     m->bias_out = ra_calloc(n, sizeof(float));
-    if (m->bias == NULL || m->mass == NULL || m->can_take == NULL || m->target == NULL ||
-        m->share == NULL || m->bias_out == NULL) {
+    if (m->bias == NULL || m->can_take == NULL || m->target == NULL || m->share == NULL ||
+        m->bias_out == NULL) {
         ra_merge_free(m);
         return NULL;
     }
@@ -24,13 +23,12 @@ ra_merge * ra_merge_make(int32_t n_slots) {
 }
 
 size_t ra_merge_row_bytes(void) {
-    return 4 * sizeof(float) + sizeof(int32_t) + sizeof(uint8_t);
+    return 3 * sizeof(float) + sizeof(int32_t) + sizeof(uint8_t);
 }
 
 void ra_merge_free(ra_merge * m) {
     if (m != NULL) {
         ra_free(m->bias);
-        ra_free(m->mass);
         ra_free(m->can_take);
         ra_free(m->target);
         ra_free(m->share);
@@ -49,11 +47,13 @@ ra_status ra_merge_plan(ra_cache * c, const ra_cache_ops * ops, int32_t il, cons
             m->target[row]    = -1;
         }
     }
-    const ra_status st = ops->find_targets(ops->user, il);
+    const float *   mass = c->mass;
+    const ra_status st   = ops->find_targets(ops->user, il);
     for (int32_t ih = 0; ih < l->n_head_kv && st == RA_STATUS_OK; ++ih) {
         const int32_t at = l->offset[ih];
-        ra_merge_shares(l->used[ih], m->target + at, m->mass + at, c->settings.cfg.bias_max,
-                        m->bias + at, m->share + at, m->bias_out + at);
+        ra_merge_shares(l->used[ih], m->target + at, mass, c->settings.cfg.bias_max, m->bias + at,
+                        m->share + at, m->bias_out + at);
+        mass += l->used[ih];
     }
     return st;
 }

@@ -104,6 +104,22 @@ static void ra_value_features(const ra_head_arrays * h, float * mean, float * va
     ra_mean_distance(h->n_kv, h->head_dim_v, h->v, mean, value_dist);
 }
 
+/* twin [n_kv] from unit keys; cos [n_kv] scratch */
+static void ra_twins_from_keys(const ra_config * cfg, const ra_head_arrays * h, const float * mass,
+                               const float * unit, float * cos, float * twin) {
+    const size_t dim   = (size_t) h->head_dim_k;
+    int32_t      first = 0;
+    while (first < h->n_kv && h->pos[first] < cfg->n_sink) {
+        ++first;
+    }
+    for (int32_t j = 0; j < h->n_kv; ++j) {
+        for (int32_t i = 0; i < h->n_kv; ++i) {
+            cos[i] = ra_dot_exact(h->head_dim_k, unit + (size_t) j * dim, unit + (size_t) i * dim);
+        }
+        twin[j] = ra_twin_cosine(h->n_kv, j, first, mass, cos);
+    }
+}
+
 ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float * score,
                           float * state_out, float * mass) {
     const ra_status st = ra_head_check(cfg, h);
@@ -119,7 +135,7 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
     const size_t      n_rows  = (size_t) h->n_obs * (size_t) h->n_group;
     const size_t      n_keys  = (n + 1) * (size_t) h->head_dim_k;
     const size_t      n_dim_v = h->v != NULL ? (size_t) h->head_dim_v : 0;
-    float *   buf   = ra_calloc(n * (n_rows + 8) + 2 * n_state + n_keys + n_dim_v, sizeof(*buf));
+    float *   buf   = ra_calloc(n * (n_rows + 9) + 2 * n_state + n_keys + n_dim_v, sizeof(*buf));
     int32_t * alike = ra_calloc(n, 2 * sizeof(*alike));
     if (buf == NULL || alike == NULL) {
         ra_free(buf);
@@ -131,8 +147,9 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
     float * value_norm = buf + 2 * n;
     float * value_dist = buf + 3 * n;
     float * received   = buf + 4 * n;
-    float * work       = buf + 5 * n;
-    float * before     = buf + 8 * n;
+    float * twin       = buf + 5 * n;
+    float * work       = buf + 6 * n;
+    float * before     = buf + 9 * n;
     float * after      = before + n_state;
     float * logits     = after + n_state;
     float * unit       = logits + n_rows * n;
@@ -159,15 +176,19 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
         .key_cos     = key_cos,
         .value_norm  = value_norm,
         .value_dist  = value_dist,
+        .twin        = twin,
         .state       = before,
         .state_out   = after,
         .mass        = received,
         .work        = work,
     };
-    policy->score(cfg, &f, score);
-    if ((policy->gives & RA_GIVES_MASS) == 0) {
+    if (policy->observe != NULL) {
+        policy->observe(cfg, &f);
+    } else {
         ra_attention_mass(&f, received);
     }
+    ra_twins_from_keys(cfg, h, received, unit, work, twin);
+    policy->score(cfg, &f, score);
     ra_score_protect(cfg, cfg->n_protect, &f, score);
     if (state_out != NULL) {
         memcpy(state_out, after, n_state * sizeof(*after));

@@ -18,6 +18,9 @@ ra_status ra_compressor::run(int32_t * n_layers) {
         static_cast<ra_compressor *>(user)->scorer.features(f);
         return RA_STATUS_OK;
     };
+    ops.find_twins = [](void * user, int32_t il, const float * mass, float * twin) {
+        return static_cast<ra_compressor *>(user)->scorer.find_twins(il, mass, twin);
+    };
     ops.find_targets = [](void * user, int32_t il) {
         return static_cast<ra_compressor *>(user)->scorer.find_targets(il);
     };

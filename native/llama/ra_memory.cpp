@@ -25,7 +25,7 @@ std::map<ggml_backend_buffer_type_t, size_t> ra_memory::memory_breakdown() const
 
 int64_t ra_memory::scratch_bytes() const {
     const ra_cache & c    = *store.cache;
-    int64_t          host = int64_t(c.n_slots_max) * 5 * (int64_t) sizeof(float);
+    int64_t          host = int64_t(c.n_slots_max) * 6 * (int64_t) sizeof(float);
     for (int32_t il = 0; il < c.n_layer; ++il) {
         const ra_layer & l = c.layers[il];
         host += l.alike != nullptr ? int64_t(l.n_slots) * (int64_t) sizeof(ra_alike) : 0;

@@ -50,6 +50,13 @@ void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_
     }
 }
 
+void ra_list_jobs_all(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv) {
+    const int32_t n_block = (int32_t) ra_score_block_rows(n_kv);
+    for (int32_t i = 0; i < n_kv; i += n_block) {
+        jobs.push_back({ RA_JOB_COSINES_ALL, ih, n_kv, i, std::min(n_block, n_kv - i) });
+    }
+}
+
 void ra_list_jobs_going(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv, int32_t n_going) {
     const int32_t n_block = (int32_t) ra_score_block_rows(n_kv);
     for (int32_t i = 0; i < n_going; i += n_block) {
@@ -76,7 +83,7 @@ size_t ra_score_graph::most_job_bytes(int32_t il, uint32_t needs) const {
         n = n_pad * cache.n_ring * (tensors[il].n_head / tensors[il].n_head_kv);
     }
     size_t n_again = 0;
-    if (needs & (RA_FEATURE_KEY_SIM | RA_NEEDS_TARGETS)) {
+    if (needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {
         const int64_t n_rows = ra_score_block_rows(n_kv);
         n                    = std::max(n, n_rows * n_pad);
         n_again              = ra_again_bytes(tensors[il].k->ne[0], n_rows);
@@ -90,7 +97,7 @@ size_t ra_score_graph::job_bytes(int32_t il, const ra_job & j) const {
     size_t             n_again = 0;
     if (j.kind == RA_JOB_LOGITS) {
         n = ra_score_pad(j.n_kv) * cache.n_ring * (t.n_head / t.n_head_kv);
-    } else if (j.kind == RA_JOB_COSINES || ra_has_index(j)) {
+    } else if (j.kind == RA_JOB_COSINES || j.kind == RA_JOB_COSINES_ALL || ra_has_index(j)) {
         n       = ra_score_pad(j.n_kv) * j.n_rows;
         n_again = ra_has_index(j) ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;
     }
@@ -118,7 +125,15 @@ size_t ra_score_graph::most_layer_bytes(int32_t il, uint32_t needs) const {
     for (const ra_job & j : jobs) {
         n_going += job_bytes(il, j);
     }
-    return std::max(n_bytes, n_going);
+    size_t n_all = 0;
+    jobs.clear();
+    for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_FEATURE_TWIN); ++ih) {
+        ra_list_jobs_all(jobs, ih, full[ih]);
+    }
+    for (const ra_job & j : jobs) {
+        n_all += job_bytes(il, j);
+    }
+    return std::max({ n_bytes, n_going, n_all });
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -158,9 +173,14 @@ ggml_tensor * ra_score_graph::queries_of(int32_t il, shared & s) {
         const int64_t      dim     = t.k->ne[0];
         const int64_t      n_group = t.n_head / t.n_head_kv;
         const size_t       row     = size_t(dim) * sizeof(float);
+        ggml_tensor *      q       = t.q;
+        if (q->type != GGML_TYPE_F32) {
+            q = ggml_cast(ctx.get(), q, GGML_TYPE_F32);
+            ggml_set_output(q);
+        }
         s.queries =
-            ggml_cont(ctx.get(), ggml_view_4d(ctx.get(), t.q, dim, n_group, t.q->ne[1], t.n_head_kv,
-                                              row, t.q->nb[1], size_t(n_group) * row, 0));
+            ggml_cont(ctx.get(), ggml_view_4d(ctx.get(), q, dim, n_group, q->ne[1], t.n_head_kv,
+                                              row, q->nb[1], size_t(n_group) * row, 0));
         ggml_set_output(s.queries);
     }
     return s.queries;
@@ -213,7 +233,8 @@ void ra_score_graph::add_job(int32_t il, shared & s, ra_job & j) {
             j.skip   = row * j.stride;
             break;
         }
-        case RA_JOB_COSINES: {
+        case RA_JOB_COSINES:
+        case RA_JOB_COSINES_ALL: {
             ggml_tensor * unit = unit_of(il, s);
             ggml_tensor * rows = ggml_view_2d(ctx.get(), unit, unit->ne[0], j.n_rows, unit->nb[1],
                                               size_t(row + j.row0) * unit->nb[1]);
@@ -281,8 +302,8 @@ void ra_score_graph::add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs) {
     if (needs & RA_FEATURE_VALUE_DIST) {
         ggml_build_forward_expand(gf, values_of(il, s));
     }
-    if (needs &
-        (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS | RA_NEEDS_TARGETS)) {
+    if (needs & (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |
+                 RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {
         ggml_build_forward_expand(gf, keys_of(il, s));
     }
     if (n_out > 0) {

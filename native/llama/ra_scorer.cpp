@@ -110,6 +110,18 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
     return st;
 }
 
+ra_status ra_scorer::find_twins(int32_t il, const float * masses, float * twins) {
+    const ra_layer & l = cache.layers[il];
+    mass               = masses;
+    twin               = twins;
+    place_heads(il);
+    jobs.clear();
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        ra_list_jobs_all(jobs, ih, l.used[ih]);
+    }
+    return run_jobs(il);
+}
+
 ra_status ra_scorer::find_targets(int32_t il) {
     const ra_layer & l = cache.layers[il];
     place_heads(il);
@@ -200,6 +212,20 @@ void ra_scorer::read_values(int32_t il, const ra_job & j) {
     ra_mean_distance(j.n_kv, dim, rows, dim_sum.data(), value_dist.data() + tokens_at[j.ih]);
 }
 
+void ra_scorer::read_twins(int32_t il, const ra_job & j) {
+    const float *    rows  = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
+    const ra_layer & l     = cache.layers[il];
+    const size_t     at    = tokens_at[j.ih];
+    int32_t          first = 0;
+    while (first < j.n_kv && l.pos[l.offset[j.ih] + first] < cache.settings.cfg.n_sink) {
+        ++first;
+    }
+    for (int32_t r = 0; r < j.n_rows; ++r) {
+        twin[at + size_t(j.row0 + r)] =
+            ra_twin_cosine(j.n_kv, j.row0 + r, first, mass + at, rows + r * j.stride);
+    }
+}
+
 void ra_scorer::read_going(int32_t il, const ra_job & j) {
     const float *    rows = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
     const ra_merge * m    = cache.layers[il].merge;
@@ -251,6 +277,7 @@ void ra_scorer::read(int32_t il, const ra_job & j) {
         case RA_JOB_COS_SUMS: return read_cos_sums(il, j);
         case RA_JOB_COSINES:
         case RA_JOB_COSINES_AGAIN: return read_cosines(j);
+        case RA_JOB_COSINES_ALL: return read_twins(il, j);
         case RA_JOB_COSINES_GOING: return read_going(il, j);
         case RA_JOB_VALUES: return read_values(il, j);
         case RA_JOB_VALUE_NORMS: {

@@ -15,7 +15,8 @@ class ra_scorer {
     // ra_cache_ops: begin() computes a layer, features() hands out a slice of it
     ra_status begin(uint32_t needs, int32_t il, int32_t n_obs, const int32_t * obs_pos);
     void      features(ra_features * f) const;
-    // ra_cache_ops.find_targets
+    // the same of ra_cache_ops
+    ra_status find_twins(int32_t il, const float * mass, float * twin);
     ra_status find_targets(int32_t il);
 
     // host memory, without the scratch
@@ -30,6 +31,7 @@ class ra_scorer {
     void            read_cos_sums(int32_t il, const ra_job & j);
     void            read_cosines(const ra_job & j);
     void            read_going(int32_t il, const ra_job & j);
+    void            read_twins(int32_t il, const ra_job & j);
     void            read_values(int32_t il, const ra_job & j);
     void            place_heads(int32_t il);
     const int32_t * index_of(const ra_job & j) const;
@@ -45,6 +47,9 @@ class ra_scorer {
 
     int32_t         n_obs   = 0;       // queries of the layer at hand
     const int32_t * obs_pos = nullptr; // [n_obs] their positions
+
+    const float * mass = nullptr; // [sum of used] of the layer at hand, while twins are looked for
+    float *       twin = nullptr; // likewise
 
     std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
     std::vector<size_t> logits_at; // [n_head_kv] offset into logits

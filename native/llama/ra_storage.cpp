@@ -83,7 +83,12 @@ void ra_storage::make_tensors() {
         ggml_format_name(t.k, "ra_cache_k_l%zu", il);
         ggml_format_name(t.v, "ra_cache_v_l%zu", il);
         if (needs_window) {
-            t.q = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, s.head_dim_k * t.n_head, cache->n_ring);
+            // beyond the observation window queries are many, and only weigh tokens on average
+            const int64_t n_row  = s.head_dim_k * t.n_head;
+            const bool    is_few = cache->n_ring <= cache->settings.cfg.n_window;
+            const bool    fits   = n_row % ggml_blck_size(GGML_TYPE_Q8_0) == 0;
+            t.q = ggml_new_tensor_2d(ctx, is_few || !fits ? GGML_TYPE_F32 : GGML_TYPE_Q8_0, n_row,
+                                     cache->n_ring);
             ggml_format_name(t.q, "ra_window_q_l%zu", il);
         }
     }

@@ -8,9 +8,9 @@
 
 // the tensors of one layer with attention
 struct ra_tensors {
-    ggml_tensor * k         = nullptr; // [head_dim_k, n_slots] type_k
-    ggml_tensor * v         = nullptr; // [head_dim_v, n_slots] type_v
-    ggml_tensor * q         = nullptr; // [head_dim_k * n_head, n_ring] f32, slot = pos % n_ring
+    ggml_tensor * k = nullptr; // [head_dim_k, n_slots] type_k
+    ggml_tensor * v = nullptr; // [head_dim_v, n_slots] type_v
+    ggml_tensor * q = nullptr; // [head_dim_k * n_head, n_ring] f32 or q8_0, slot = pos % n_ring
     int32_t       n_head    = 0;
     int32_t       n_head_kv = 0;
     float         kq_scale  = 0.0f; // as the model's graph applies it

@@ -28,13 +28,13 @@ enum {
                                       * most the newest `buffer`), not only of the window */
     RA_FEATURE_VALUE_NORM = 1 << 4,
     RA_FEATURE_VALUE_DIST = 1 << 5,
+    RA_FEATURE_TWIN       = 1 << 6,
 };
 
 /* what a policy gives, as bits of ra_policy.gives */
 enum {
-    RA_GIVES_MASS = 1 << 0, /* writes ra_features.mass; else ra_attention_mass() stands in */
     RA_GIVES_SHARES =
-        1 << 1, /* scores are parts of a whole that the tokens of the head share: they shrink
+        1 << 0, /* scores are parts of a whole that the tokens of the head share: they shrink
                                * where it holds more */
 };
 
@@ -56,12 +56,17 @@ typedef struct ra_features {
     const float * value_norm;  /* [n_kv] Euclidean norms of the V rows */
     const float * value_dist;  /* [n_kv] their distances from the mean V row of the head */
 
+    const float *
+        twin; /* [n_kv] cosine of the most alike key that receives more attention, sinks excepted;
+                         * -1: there is none. In score() only: it hangs on the masses */
+
     /* numbers per token that the policy keeps from compression to compression: ra_policy.n_state */
     const float *
         state; /* [n_kv, n_state] as left by the last one; NaN for a token that it did not see */
     float * state_out; /* [n_kv, n_state] to write; is a copy of state. In force if nothing fails */
 
-    float * mass; /* [n_kv] out, attention that tokens receive, >= 0: of a policy that gives it */
+    float *
+        mass; /* [n_kv] attention that tokens receive, >= 0: observe() writes it, score() may read it */
 
     float * work; /* [3 * n_kv] scratch, contents undefined */
 } ra_features;
@@ -70,13 +75,18 @@ typedef struct ra_features {
  * ignored: the engine keeps those in any case. */
 typedef void (*ra_policy_score_fn)(const ra_config * cfg, const ra_features * f, float * score);
 
+typedef void (*ra_policy_observe_fn)(const ra_config * cfg, const ra_features * f);
+
 typedef struct ra_policy {
     const char *       name;
     const char *       summary; /* one line: what it keeps, and its source */
     uint32_t           needs;   /* RA_FEATURE_* */
     ra_policy_score_fn score;
-    int32_t            n_state; /* numbers kept with a token, 1 to RA_MAX_STATE */
-    uint32_t           gives;   /* RA_GIVES_* */
+    /* Before any score of the layer: writes f->mass and f->state_out. NULL: masses, where merging or twins
+     * ask for them, are ra_attention_mass() */
+    ra_policy_observe_fn observe;
+    int32_t              n_state; /* numbers kept with a token, 1 to RA_MAX_STATE */
+    uint32_t             gives;   /* RA_GIVES_* */
 } ra_policy;
 
 /* Attention importance of R-KV and SnapKV, shared (importance.c).
@@ -96,6 +106,10 @@ void ra_policy_streaming_score(const ra_config * cfg, const ra_features * f, flo
 void ra_policy_h2o_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_keydiff_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_rkv_ema_score(const ra_config * cfg, const ra_features * f, float * score);
+/* Attention with a memory, into f->mass; the state of a token is two sums (memory.c). */
+void ra_policy_observe_memory(const ra_config * cfg, const ra_features * f);
+
+void ra_policy_loss_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_mass_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_random_score(const ra_config * cfg, const ra_features * f, float * score);
 

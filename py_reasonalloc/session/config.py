@@ -167,7 +167,7 @@ class BudgetConfig:
     ema : float
         rkv-ema: weight of a token's score at earlier compressions, 0 to below 1.
     decay : float
-        mass: weight of the attention at earlier compressions, per compression, 0 to below 1.
+        mass, loss: weight of the attention at earlier compressions, per compression, 0 to below 1.
     merge : bool
         With any policy: the value of an evicted token goes, weighted by the attention it received,
         into the kept token of its head that is most like it, whose logits get a bias for it (ToMe,
@@ -229,7 +229,7 @@ class BudgetConfig:
     sim_threshold: float = 0.5
     pool_kernel: int = 7
     ema: float = 0.5
-    decay: float = 0.75
+    decay: float = 0.5
     merge: bool = False
     bias_max: float = 8.0
     value_guard: float = 0.0

@@ -8,6 +8,7 @@
 #include "cache.h"
 #include "ra_test.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #define RA_POOL_GROUP 2 /* query heads per KV head */
@@ -86,6 +87,21 @@ static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_feature
     return RA_STATUS_OK;
 }
 
+static inline ra_status ra_pool_find_twins(void * user, int32_t il, const float * mass,
+                                           float * twin) {
+    ra_pool *        p = user;
+    const ra_layer * l = &p->cache->layers[il];
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        for (int32_t i = 0; i < l->used[ih]; ++i) {
+            CHECK(mass[i] >= 0.0f || isnan(mass[i]));
+            twin[i] = 2.0f * ra_test_float() - 1.0f;
+        }
+        mass += l->used[ih];
+        twin += l->used[ih];
+    }
+    return RA_STATUS_OK;
+}
+
 static inline ra_status ra_pool_move_begin(void * user, int32_t il) {
     ra_pool * p = user;
     if (++p->n_begins == p->fail_begin) {
@@ -117,6 +133,7 @@ static inline void ra_pool_move(void * user, int32_t il, int32_t dst, int32_t sr
 static inline ra_cache_ops ra_pool_ops(ra_pool * p) {
     return (ra_cache_ops){ .features_begin = ra_pool_features_begin,
                            .features       = ra_pool_features,
+                           .find_twins     = ra_pool_find_twins,
                            .move           = ra_pool_move,
                            .move_begin     = ra_pool_move_begin,
                            .move_end       = ra_pool_move_end,

@@ -58,8 +58,8 @@ static void score_not_finite(const ra_config * cfg, const ra_features * f, float
 }
 
 static void test_ties_and_numbers_that_are_none(void) {
-    const ra_policy equal      = { "equal", "", 0, score_equal, 1, 0 };
-    const ra_policy not_finite = { "not finite", "", 0, score_not_finite, 1, 0 };
+    const ra_policy equal      = { "equal", "", 0, score_equal, NULL, 1, 0 };
+    const ra_policy not_finite = { "not finite", "", 0, score_not_finite, NULL, 1, 0 };
     const ra_config cfg        = ra_pool_config("random", 9);
     const int32_t   newer[9]   = { 0, 1, 13, 14, 15, 16, 17, 18, 19 };
     const int32_t   finite[9]  = { 0, 1, 5, 18, 19, 20, 21, 22, 23 };
@@ -123,6 +123,15 @@ static ra_status nothing_to_begin(void * user, int32_t il) {
     return RA_STATUS_OK;
 }
 
+static ra_status no_twins(void * user, int32_t il, const float * mass, float * twin) {
+    (void) user;
+    (void) il;
+    for (int32_t i = 0; i < 3 * 15; ++i) {
+        twin[i] = isfinite(mass[i]) ? -1.0f : 0.0f;
+    }
+    return RA_STATUS_OK;
+}
+
 static void nothing_to_move(void * user, int32_t il, int32_t dst, int32_t src, int32_t n) {
     (void) user;
     (void) il;
@@ -141,6 +150,7 @@ static void test_features_asked_for(void) {
         }
         const ra_cache_ops ops = { .features_begin = record_layer,
                                    .features       = record_features,
+                                   .find_twins     = no_twins,
                                    .move           = nothing_to_move,
                                    .move_begin     = nothing_to_begin,
                                    .move_end       = nothing_to_begin,
@@ -148,8 +158,9 @@ static void test_features_asked_for(void) {
         ra_pool_append(&p, 17);
         ra_cache_truncate(p.cache, 15); /* the newest two queries are gone */
         CHECK_STATUS(ra_cache_compress(p.cache, &ops, NULL), RA_STATUS_OK);
-        const uint32_t needs = ra_policy_find(ra_policy_name(i))->needs;
-        CHECK_EQ(a.n_calls, needs != 0 ? 3 : 0);
+        const ra_policy * policy = ra_policy_find(ra_policy_name(i));
+        const uint32_t    needs  = policy->needs;
+        CHECK_EQ(a.n_calls, needs == 0 ? 0 : policy->observe != NULL ? 6 : 3);
         CHECK_EQ(p.n_layers_begun, needs != 0 ? 1 : 0);
         CHECK_EQ(a.needs, needs);
         const bool wants_all = (needs & RA_FEATURE_ALL_QUERIES) != 0;

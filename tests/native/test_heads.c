@@ -78,7 +78,7 @@ static void score_by_round(const ra_config * cfg, const ra_features * f, float *
 }
 
 static void test_what_matters_gets_more_and_gives_it_back(void) {
-    const ra_policy policy    = { "by round", "", 0, score_by_round, 1, 0 };
+    const ra_policy policy    = { "by round", "", 0, score_by_round, NULL, 1, 0 };
     const char *    allocs[2] = { "adaptive", "error" };
     for (int32_t i = 0; i < 2; ++i) {
         ra_config cfg  = ra_pool_config("random", BUDGET);

@@ -67,10 +67,17 @@ static float cosine_of(int32_t a, int32_t b) {
     return (float) (((a * 31) ^ (b * 17)) % 97) / 97.0f;
 }
 
-static void score_with_mass(const ra_config * cfg, const ra_features * f, float * score) {
+static void score_by_position(const ra_config * cfg, const ra_features * f, float * score) {
     (void) cfg;
     for (int32_t j = 0; j < f->n_kv; ++j) {
-        score[j]   = (float) ((f->pos[j] * 37 + f->ih) % 101);
+        score[j] = (float) ((f->pos[j] * 37 + f->ih) % 101);
+        CHECK_NEAR(f->mass[j], mass_of(f->ih, f->pos[j]), 0.0);
+    }
+}
+
+static void observe_mass(const ra_config * cfg, const ra_features * f) {
+    (void) cfg;
+    for (int32_t j = 0; j < f->n_kv; ++j) {
         f->mass[j] = mass_of(f->ih, f->pos[j]);
     }
 }
@@ -168,9 +175,9 @@ static void check_merged(const merge_pool * mp) {
 static void test_values_and_biases_follow(void) {
     const ra_policy policy       = { .name    = "mass of its own",
                                      .summary = "",
-                                     .score   = score_with_mass,
+                                     .score   = score_by_position,
                                      .n_state = 1,
-                                     .gives   = RA_GIVES_MASS };
+                                     .observe = observe_mass };
     const int32_t   tables[4][3] = { { 16, 10, 10 }, { 10, 10, 16 }, { 8, 20, 8 }, { 12, 12, 12 } };
     ra_config       cfg          = ra_pool_config("random", 12);
     merge_pool      mp           = { 0 };

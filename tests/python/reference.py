@@ -48,7 +48,8 @@ class Head:
     sim_threshold: float = 0.5
     pool_kernel: int = 7
     ema: float = 0.5
-    decay: float = 0.75
+    decay: float = 0.5
+    n_sink: int = 4
     seed: int = 0
     v: Array | None = None
     bias: Array | None = None
@@ -185,7 +186,7 @@ def mass_state(head: Head) -> Array:
 
 def mass_of(policy: str, head: Head) -> Array:
     """The attention by which merging weighs tokens: [n_kv]."""
-    if policy != "mass":
+    if policy not in N_STATE:
         return attention_mass(head)
     acc, weight = mass_state(head).T
     return np.divide(acc, weight, out=np.zeros_like(acc), where=weight > 0)
@@ -199,6 +200,18 @@ def mass(head: Head) -> Array:
     """
     distance = np.linalg.norm(head.v - head.v.mean(axis=0), axis=1) if head.v is not None else 0.0
     return mass_of("mass", head) * distance
+
+
+def twin_cosines(head: Head, masses: Array) -> Array:
+    """Largest cosine of each key with one that receives more attention, sinks excepted: [n_kv]."""
+    unit = unit_keys(head.k)
+    may = (masses[None, :] > masses[:, None]) & (np.asarray(head.pos) >= head.n_sink)[None, :]
+    return np.clip(np.where(may, unit @ unit.T, -1.0).max(axis=1), -1.0, 1.0)
+
+
+def loss(head: Head) -> Array:
+    """What is lost when a token goes and its twin stands in: ``A |v - mean v| (1 - c)``."""
+    return mass(head) * (1.0 - twin_cosines(head, mass_of("loss", head)))
 
 
 def merge(
@@ -277,23 +290,24 @@ POLICIES = {
     "snapkv": snapkv,
     "h2o": h2o,
     "mass": mass,
+    "loss": loss,
     "keydiff": keydiff,
     "streaming": streaming,
     "random": random,
 }
 
 #: Numbers that a policy keeps with a token, where it is not one.
-N_STATE = {"mass": 2}
+N_STATE = {"mass": 2, "loss": 2}
 
 #: Policies that want the queries of all tokens since the last compression, not only the window's.
-ALL_QUERIES = {"h2o"}
+ALL_QUERIES = {"h2o", "loss"}
 
 
 def policy_state(policy: str, head: Head, scores: Array) -> Array:
     """What a policy leaves with each token, given its own scores (not the forced ones): [n_kv]."""
     if policy == "h2o":
         return scores
-    if policy == "mass":
+    if policy in N_STATE:
         return mass_state(head)
     if policy == "rkv-ema":  # the history of a token begins when it leaves the window
         return np.concatenate([scores[: head.n_cand], head.state[head.n_cand :]])

@@ -195,7 +195,10 @@ class PolicyOracle:
         scale = max(1.0, np.abs(expected[free]).max(initial=0.0))
         if self.policy == "streaming":  # ranks
             assert np.array_equal(got[free], expected[free])
-        assert np.abs(got[free] - expected[free]).max(initial=0.0) < SCORE_TOLERANCE * scale
+        tolerance = scale * SCORE_TOLERANCE
+        if self.policy in reference.ALL_QUERIES:  # kept in q8_0
+            tolerance = 0.05 * np.abs(expected[free]).max(initial=0.0)
+        assert np.abs(got[free] - expected[free]).max(initial=0.0) < tolerance
         self.n_compared += int(free.sum())
 
 
@@ -212,11 +215,13 @@ class PolicyOracle:
             assert abs(unit[j] @ unit[got[j]] - unit[j] @ unit[target[j]]) < 1e-5
         touched = np.isin(np.arange(head.n_kv), [*got[differ], *target[differ]])
         same = ~touched & ~np.isin(got, np.flatnonzero(touched))
-        assert np.abs(event.share[ih] - share)[same].max(initial=0.0) < SCORE_TOLERANCE
+        is_coarse = self.policy in reference.ALL_QUERIES  # queries in q8_0
+        tolerance = 0.05 if is_coarse else SCORE_TOLERANCE
+        assert np.abs(event.share[ih] - share)[same].max(initial=0.0) < tolerance
         error = np.abs(event.bias[ih] - bias)[same & keep]
         # a bias is a logarithm of a ratio: of tokens that hardly receive anything it may be anything
         sure = (masses > 1e-5)[same & keep]
-        assert error[sure].max(initial=0.0) < 0.05
+        assert error[sure].max(initial=0.0) < (0.25 if is_coarse else 0.05)
         self.n_merged += int((got >= 0).sum())
 
 
@@ -232,7 +237,7 @@ def test_policy_on_real_queries_and_keys(demo_f32, demo_tokens, policy: str) -> 
     assert oracle.n_compared > 1000
 
 
-@pytest.mark.parametrize("policy", ["mass", "rkv", "streaming"])
+@pytest.mark.parametrize("policy", ["loss", "mass", "rkv", "streaming"])
 @pytest.mark.parametrize("kv,flash_attn", [("f32", False), ("f16", True)])
 def test_merging_on_real_queries_and_keys(
     demo_f32, demo_tokens, policy: str, kv: str, flash_attn: bool

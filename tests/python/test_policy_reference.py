@@ -156,7 +156,7 @@ KEY_KINDS = ["plain", "duplicates", "look-alikes", "one direction", "zeros", "ou
 def make_state(rng: np.random.Generator, policy: str, n_kv: int, n_new: int) -> np.ndarray:
     """Numbers left by a compression before; none for the newest tokens, nor for some older."""
     state = rng.standard_normal(n_kv)
-    if policy == "mass":  # a sum, and the sum of its weights
+    if policy in reference.N_STATE:  # a sum, and the sum of its weights
         state = rng.random((n_kv, 2)) * [1.0, 3.0]
     state = state.astype(np.float32).astype(np.float64)
     state[rng.random(n_kv) < 0.2] = np.nan
@@ -197,10 +197,11 @@ def cases(draw: st.DrawFn, policy: str = "rkv") -> Case:
         state=make_state(rng, policy, n_kv, draw(st.integers(0, n_kv))),
         seed=draw(st.integers(0, 2**64 - 1)),
     )
+    head.n_sink = draw(st.integers(0, 6))
     return Case(
         head,
         n_window,
-        n_sink=draw(st.integers(0, 6)),
+        n_sink=head.n_sink,
         n_protect=draw(st.sampled_from([0, 0, 3, 25, 400])),
     )
 
@@ -217,8 +218,8 @@ def tolerance(policy: str, case: Case, scores: np.ndarray) -> np.ndarray:
     absolute = ABSOLUTE
     if policy == "h2o":  # a sum over queries, beside a number of up to 5 from before
         absolute *= 5 + len(case.head.q)
-    if policy == "mass":  # times a distance of up to 20
-        absolute *= 20
+    if policy in ("mass", "loss"):  # times a distance of up to 20, and up to 2
+        absolute *= 40
     if policy == "keydiff":  # divided by the norm of a mean that may nearly cancel
         mean = reference.unit_keys(case.head.k).mean(axis=0)
         absolute /= max(np.linalg.norm(mean), reference.MIN_MEAN_NORM) ** 2
