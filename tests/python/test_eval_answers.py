@@ -266,7 +266,7 @@ def run_script(script: str) -> str:
 def test_a_forked_process_has_a_checker_of_its_own() -> None:
     script = r"""
 import os, sys
-from py_reasonalloc.eval import answers
+from py_reasonalloc.eval.decode import answers
 right = lambda n: answers.judge_math(r"\boxed{%d}" % n, str(n)).correct
 assert right(1)
 process = answers._shared_checker(os.getpid())._process
@@ -285,7 +285,7 @@ print("done")
 def test_no_process_stays_behind_when_its_parent_is_killed() -> None:
     script = r"""
 import os, signal
-from py_reasonalloc.eval import answers
+from py_reasonalloc.eval.decode import answers
 answers.judge_math(r"\boxed{1}", "1")
 print(answers._shared_checker(os.getpid())._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
