@@ -96,6 +96,7 @@ class ResultsFile:
         settings: dict[str, Any],
         methods: Iterable[str] = (),
         profiles: Mapping[str, str] = MappingProxyType({}),
+        mix_versions: bool = False,
     ) -> ResultsFile:
         """Make a file, or go on with one that was made with the same settings.
 
@@ -110,6 +111,8 @@ class ResultsFile:
             digits and underscores; numbers, text, None, or lists of them.
         methods, profiles
             What rows will be added of, and their layer profiles; see `check_same`.
+        mix_versions : bool
+            Go on in a file that another version of ReasonAlloc has rows in.
 
         Raises
         ------
@@ -137,7 +140,8 @@ class ResultsFile:
             reader.detach()
             n_bytes = found.n_bytes
             if found.rows:
-                check_same(json.loads(header)["settings"], found, methods, profiles)
+                own = json.loads(header)["settings"]
+                check_same(own, found, methods, profiles, mix_versions)
             else:  # of a run that failed before it had anything
                 file.seek(0)
                 n_bytes = file.write(header)

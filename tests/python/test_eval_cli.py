@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from py_reasonalloc import __version__
 from py_reasonalloc.eval.results import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,7 @@ def test_one_row_per_text_with_the_engines_counts(finished) -> None:
     rows = read_results(path).rows
     assert len(rows) == 5 * 6 == len({row.key for row in rows})
     for row in rows:
+        assert row.version == __version__
         assert row.n_generated <= 60 and row.stop in ("end", "length", "loop")
         assert row.decode_seconds > 0
         if row.budget == 0:
