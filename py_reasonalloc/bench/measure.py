@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ComputeError, ModelFileError
+from ..tempfiles import remove_stale
 from . import llama_bench
+from .guard import guarded
 from .jobs import Arm, Job
 from .turns import Group, depths_of, take_turns
 from .weights import bench_folder
@@ -266,7 +268,7 @@ def plan_turns(settings: Settings) -> list[Group]:
 
 
 def make_bench_folder() -> None:
-    """Make the folder for temporary files of the measurements.
+    """Make the folder for temporary files of the measurements; delete what dead ones left there.
 
     Raises
     ------
@@ -275,6 +277,7 @@ def make_bench_folder() -> None:
     """
     try:
         bench_folder().mkdir(parents=True, exist_ok=True)
+        remove_stale(bench_folder())
     except OSError as error:
         raise ModelFileError(f"{bench_folder()}: cannot be made: {error.strerror}") from None
 
@@ -291,7 +294,7 @@ def run_job(job: Job) -> Row:
     if job.arm.library is not None:
         environment["LLAMA_CPP_LIB_PATH"] = job.arm.library
     done = subprocess.run(
-        [sys.executable, "-m", "py_reasonalloc.bench.child"],
+        guarded([sys.executable, "-m", "py_reasonalloc.bench.child"]),
         input=job.to_json(),
         capture_output=True,
         text=True,

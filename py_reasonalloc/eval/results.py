@@ -20,7 +20,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -29,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import ConfigError, ReasonAllocError
+from ..tempfiles import temporary_file
 from .agreement import check_same
 from .results_lines import (
     MAX_LINE,
@@ -208,22 +208,12 @@ class ResultsFile:
 
 def _create(path: Path, header: bytes) -> None:
     """Make a file with its header, all of it or nothing; leave one that is there alone."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    with temporary_file(path) as file:
+        with file.path.open("wb") as stream:
             stream.write(header)
             stream.flush()
             _sync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without links
-            os.rename(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        file.publish(replace=False)
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
