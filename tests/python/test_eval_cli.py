@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -141,14 +142,20 @@ def test_kill_and_resume_lose_and_double_nothing(finished, tmp_path, jobs) -> No
     assert {row.key: without_times(row) for row in rows} == expected
 
 
+@pytest.mark.usefixtures("foreground")
 def test_interrupt_ends_promptly_and_keeps_what_is_done(tmp_path) -> None:
     path = tmp_path / "stopped.jsonl"
-    process = start("demo", "-o", path, *ARMS, "--limit", 50, "--jobs", 2, start_new_session=True)
-    while not path.exists() or path.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    arguments = ("demo", "-o", path, *ARMS, "--limit", 50, "--jobs", 2)
+    with start(*arguments, start_new_session=True) as process:
+        try:
+            while not path.exists() or path.read_bytes().count(b"\n") < 3:
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert 2 <= len(read_results(path).rows) < 250
