@@ -8,7 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+
+def _find_version() -> str:
+    try:
+        from ._version import version
+    except ImportError:  # a source folder: what it loads is the library of the installed package
+        import importlib.metadata
+
+        try:
+            return importlib.metadata.version("reasonalloc")
+        except importlib.metadata.PackageNotFoundError:
+            return "0.0.0+unknown"
+    return str(version)
+
+
+#: Names the commit where the build knew it: 0.2.0.dev84+gabc1234d5, and the day if files differed.
+__version__ = _find_version()
 
 #: Public name -> module that defines it.
 _HOMES = {

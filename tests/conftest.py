@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,18 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return written[spec]
 
     return make
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Let Ctrl-C do what it does in the foreground, here and in processes that the test starts.
+
+    A shell starts what runs in the background, pytest included, with SIGINT ignored, and so do
+    its children.
+    """
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,16 @@ Nothing here writes outside the download cache; `prepare_llama.py` puts the file
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 PIN_FILE = Path(__file__).with_name("llama_cpp.json")
 TREE = "vendor/llama.cpp"
@@ -28,6 +28,19 @@ BINDINGS_SUFFIXES = (".py", ".typed")
 
 # Relative path below the source distribution, with forward slashes -> content.
 Files = dict[str, bytes]
+
+
+def _load_tempfiles() -> ModuleType:
+    """Load the package's own module by its path: in a build, no package is installed."""
+    path = Path(__file__).resolve().parents[2] / "py_reasonalloc" / "engine" / "tempfiles.py"
+    spec = importlib.util.spec_from_file_location("reasonalloc_tempfiles", str(path))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tempfiles = _load_tempfiles()
 
 
 class BuildError(Exception):
@@ -167,19 +180,16 @@ def fetch_archive(pin: Pin) -> Path:
         cached.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="download-", dir=str(folder)))
+        with tempfiles.scratch_folder(folder, "download") as scratch:
+            print(f"downloading {pin.sdist_name} (76 MB) with pip", flush=True)
+            _pip_download(pin, scratch)
+            check_archive(scratch / pin.sdist_name, pin)
+            os.replace(str(scratch / pin.sdist_name), str(cached))
     except OSError as error:
         raise BuildError(
             f"Cannot write to the download cache: {error}\n"
             "Set REASONALLOC_CACHE_DIR to a folder that can be written."
         ) from error
-    try:
-        print(f"downloading {pin.sdist_name} (76 MB) with pip", flush=True)
-        _pip_download(pin, scratch)
-        check_archive(scratch / pin.sdist_name, pin)
-        os.replace(str(scratch / pin.sdist_name), str(cached))
-    finally:
-        shutil.rmtree(str(scratch), ignore_errors=True)
     return cached
 
 

@@ -42,7 +42,7 @@ int32_t ra_abi_version(void) {
 }
 
 #ifndef RA_VERSION
-#    define RA_VERSION "0.1.0"
+#    define RA_VERSION "0.0.0+unknown"
 #endif
 
 const char * ra_version(void) {

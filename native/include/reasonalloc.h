@@ -75,7 +75,9 @@ typedef enum ra_status {
 /* RA_ABI_VERSION that the library was built with. */
 RA_API int32_t ra_abi_version(void);
 
-/* Version of the ReasonAlloc core, "major.minor.patch"; static string. */
+/* Version of ReasonAlloc as Python writes it (PEP 440), "major.minor.patch..."; static string. A build
+ * by pip in a git repository names the number of commits and the commit, and the day if files differed
+ * from it: "0.2.0.dev84+gabc1234d5.d20261128". */
 RA_API const char * ra_version(void);
 
 /* Sizes of the structs below as the library sees them, for bindings to check (bytes). */

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +23,7 @@ from typing import BinaryIO
 from llama_cpp import llama_cpp as bindings
 
 from ..engine.errors import StateError
+from ..engine.tempfiles import scratch_folder
 from .engine import Engine
 from .jobs import BLOCK
 
@@ -62,8 +62,8 @@ def _repeat_rows(engine: Engine, n_cells: int, folder: Path) -> None:
     n_block = min(n_cells, BLOCK)
     engine.read(n_block, 0)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix="rows-") as name:
-            block, whole = Path(name) / "block", Path(name) / "whole"
+        with scratch_folder(folder, "rows") as scratch:
+            block, whole = scratch / "block", scratch / "whole"
             ctx, no_tokens = engine.ctx, (bindings.llama_token * 1)()
             if not bindings.llama_state_seq_save_file(ctx, os.fsencode(block), 0, no_tokens, 0):
                 raise StateError("the stock cache's rows could not be saved")

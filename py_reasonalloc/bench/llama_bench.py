@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.errors import ComputeError, ConfigError
+from .guard import guarded
 from .jobs import N_BATCH
 
 NAME = "llama-bench"
@@ -63,7 +64,7 @@ def run(
 
 def _speed(command: list[str]) -> float:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(guarded(command), capture_output=True, text=True, check=False)
     except OSError as error:
         raise ComputeError(f"{command[0]}: cannot be run: {error.strerror}") from None
     if done.returncode != 0:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..engine.errors import ComputeError
 from . import llama_bench
+from .guard import guarded
 from .jobs import Arm, Job
 from .models import bench_folder, make_bench_folder
 from .turns import Group, depths_of, take_turns
@@ -277,7 +278,7 @@ def run_job(job: Job) -> Row:
     if job.arm.library is not None:
         environment["LLAMA_CPP_LIB_PATH"] = job.arm.library
     done = subprocess.run(
-        [sys.executable, "-m", "py_reasonalloc.bench.child"],
+        guarded([sys.executable, "-m", "py_reasonalloc.bench.child"]),
         input=job.to_json(),
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ import click
 from ..engine.cache import user_cache
 from ..engine.errors import ConfigError, ModelFileError
 from ..engine.modelfile import check_model_file
+from ..engine.tempfiles import remove_stale
 from .shapes import SHAPES, check_shape_name
 from .weights import FORMAT_VERSION, model_bytes, write_model
 
@@ -23,7 +24,7 @@ def bench_folder() -> Path:
 
 
 def make_bench_folder() -> None:
-    """Make the folder for temporary files of the measurements.
+    """Make the folder for temporary files of the measurements; delete what dead ones left there.
 
     Raises
     ------
@@ -32,6 +33,7 @@ def make_bench_folder() -> None:
     """
     try:
         bench_folder().mkdir(parents=True, exist_ok=True)
+        remove_stale(bench_folder())
     except OSError as error:
         raise ModelFileError(f"{bench_folder()}: cannot be made: {error.strerror}") from None
 

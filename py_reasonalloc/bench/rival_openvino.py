@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,10 @@ from typing import Any
 import click
 
 from ..engine.errors import ComputeError, ConfigError
+from ..engine.tempfiles import scratch_folder
 from ..output.console import run_command
 from ..output.text import size
+from .guard import guarded
 from .jobs import Arm, Job
 from .measure import run_job
 from .models import bench_folder, make_bench_folder, open_model
@@ -79,7 +80,7 @@ def run_rival(python: Path, job: dict[str, Any], n_timed: int) -> Row:
     worker = Path(__file__).with_name("rival_openvino_worker.py")
     done = subprocess.run(
         # isolated: modules beside the worker must not hide others of the same name
-        [str(python), "-I", str(worker)],
+        guarded([str(python), "-I", str(worker)]),
         input=json.dumps(job),
         capture_output=True,
         text=True,
@@ -194,10 +195,11 @@ def main(**arguments: Any) -> int:
     )
     ours.config()  # a value out of range shows before anything is installed
     model = open_model(arguments["shape"], arguments["weights"])
-    with tempfile.TemporaryDirectory(prefix="openvino-") as folder:
+    make_bench_folder()
+    with scratch_folder(bench_folder(), "openvino") as folder:
         if arguments["python_file"] is None:
             click.echo(f"installing {PACKAGE} into a throw-away environment", err=True)
-            python = make_environment(Path(folder), arguments["wanted"])
+            python = make_environment(folder, arguments["wanted"])
         else:
             python = Path(arguments["python_file"])
         rows = _compare(arguments, model, python, ours, modes)
@@ -244,7 +246,6 @@ def _compare(
     for mode in modes:
         wanted = eviction(n_max, mode)
         runs[f"OpenVINO, {mode}, at most {wanted['max']} tokens"] = rival(wanted)
-    make_bench_folder()
     rows: dict[str, list[Row]] = {name: [] for name in runs}
     with click.progressbar(
         length=len(runs) * arguments["repeat"], label="measuring", file=sys.stderr

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, Any, NamedTuple
 
+from .guard import guarded
 from .jobs import Arm, Job
 
 #: Most tokens that a context decodes before it is the next one's turn.
@@ -53,7 +54,7 @@ class _Child:
         if jobs[0].arm.library is not None:
             environment["LLAMA_CPP_LIB_PATH"] = jobs[0].arm.library
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "py_reasonalloc.bench.child"],
+            guarded([sys.executable, "-m", "py_reasonalloc.bench.child"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

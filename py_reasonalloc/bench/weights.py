@@ -12,9 +12,7 @@ and q4_0 instead of q6_K and q4_K.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
 from ..engine.errors import ModelFileError
+from ..engine.tempfiles import remove_stale, temporary_file
 from .shapes import ModelShape
 
 WEIGHTS = ("q4_0", "q8_0", "q4_k_m", "f16")
@@ -297,9 +296,9 @@ def write_model(
     ModelFileError
         The disk is too small, or the file cannot be written.
     """
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path.parent)  # which may be what fills the disk
         n_free = shutil.disk_usage(path.parent).free
         n_needed = model_bytes(shape, weights) + _SLACK_BYTES
         if n_free < n_needed:
@@ -307,16 +306,11 @@ def write_model(
                 f"{path}: needs {n_needed / 1e9:.1f} GB, the disk has {n_free / 1e9:.1f} GB free "
                 "(REASONALLOC_CACHE_DIR names another folder)"
             )
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        _write(temporary, name, shape, weights, seed, progress)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with temporary_file(path) as file:
+            _write(str(file.path), name, shape, weights, seed, progress)
+            file.publish()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def _write(

@@ -118,6 +118,11 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
     type=click.Path(),
     help="File with the URLs of model servers, one a line: they decode instead of this machine.",
 )
+@click.option(
+    "--mix-versions",
+    is_flag=True,
+    help="Go on in a file that another version of reasonalloc has rows in; each row names its own.",
+)
 @click.option("--keep-texts", is_flag=True, help="Write the model's texts into the results, too.")
 @click.version_option(__version__)
 def main(**arguments: Any) -> int:
@@ -152,7 +157,8 @@ def main(**arguments: Any) -> int:
         done = [row.key for row in there.rows] if there is not None else []
         check_servers(plan.job, plan.tasks(done), servers)
     methods = [arm.method for arm in plan.arms]
-    with ResultsFile.open(path, plan.settings, methods, plan.profiles) as results:
+    is_mixed = arguments["mix_versions"]
+    with ResultsFile.open(path, plan.settings, methods, plan.profiles, is_mixed) as results:
         _work(plan, results, arguments["jobs"] or 1, servers)
     print_report([path])
     return 0

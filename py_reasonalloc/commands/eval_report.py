@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from .. import __version__
 from ..engine.errors import ConfigError
 
 
@@ -30,19 +31,22 @@ from ..engine.errors import ConfigError
     help="Draw accuracy against budget and bytes into a .png, .svg or .pdf file (needs "
     "matplotlib).",
 )
+@click.option("--mix-versions", is_flag=True, help="FILES may be of several versions.")
+@click.version_option(__version__)
 def report_command(
     files: tuple[Path, ...],
     baseline: str | None,
     markdown: Path | None,
     csv: Path | None,
     plot: Path | None,
+    mix_versions: bool,
 ) -> None:
     """Show accuracy, length and memory per method and budget.
 
     FILES are results of reasonalloc-eval; several must have been made with the same settings. A run
     that is under way can be looked at, too.
     """
-    print_report(files, baseline, markdown, csv, plot)
+    print_report(files, baseline, markdown, csv, plot, mix_versions)
 
 
 def print_report(
@@ -51,6 +55,7 @@ def print_report(
     markdown: Path | None = None,
     csv: Path | None = None,
     plot: Path | None = None,
+    mix_versions: bool = False,
 ) -> None:
     """Print the table of results files, and write it where asked.
 
@@ -62,6 +67,8 @@ def print_report(
         See `make_report`.
     markdown, csv, plot : Path, optional
         Files to write.
+    mix_versions : bool
+        See `make_report`.
 
     Raises
     ------
@@ -81,7 +88,8 @@ def print_report(
             raise ConfigError(f"{target}: the report would replace the results")
     if plot is not None:
         check_picture(str(plot))
-    report = make_report([read_results(path, keep_texts=False) for path in paths], baseline)
+    results = [read_results(path, keep_texts=False) for path in paths]
+    report = make_report(results, baseline, mix_versions)
     sys.stdout.write(text_table(report))
     sys.stdout.flush()
     if markdown is not None:

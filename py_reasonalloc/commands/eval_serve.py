@@ -9,6 +9,8 @@ import os
 
 import click
 
+from .. import __version__
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("model")
@@ -31,6 +33,7 @@ import click
     show_default=True,
     help="Context of requests of other programs, at most as trained.",
 )
+@click.version_option(__version__)
 def serve_command(
     model: str, host: str, port: int, threads: int | None, gpu_layers: int, ctx: int
 ) -> int:

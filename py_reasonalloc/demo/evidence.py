@@ -169,6 +169,7 @@ def run(
     n_jobs: int,
     page: Path | None = None,
     report_only: bool = False,
+    mix_versions: bool = False,
 ) -> None:
     """Do parts and write what they show into a folder, and into the sections of a page.
 
@@ -184,6 +185,8 @@ def run(
         See `fill`.
     report_only : bool
         Decode nothing: take the results that are in the folder, packed or not.
+    mix_versions : bool
+        Go on in results of another version.
 
     Raises
     ------
@@ -204,7 +207,8 @@ def run(
             section = _autopsy(folder / name, part, report_only)
         else:
             if not report_only:
-                _compare(folder / f"{name}.jsonl", part, n_jobs)
+                more = ["--mix-versions"] if mix_versions else []
+                _compare(folder / f"{name}.jsonl", part, n_jobs, more)
             section = _report(folder / name, part)
         write_whole(folder / f"{name}-section.md", section.encode())
         if page is not None:
@@ -215,12 +219,12 @@ def run(
 # --- comparisons ---------------------------------------------------------------------------------
 
 
-def _compare(results: Path, comparison: Comparison, n_jobs: int) -> None:
+def _compare(results: Path, comparison: Comparison, n_jobs: int, more: Sequence[str]) -> None:
     arguments = ["demo", "-o", str(results), "--methods", ",".join(comparison.methods)]
     arguments += [*comparison.options, "--limit", str(comparison.limit)]
     arguments += ["--buffer", str(BUFFER), "--jobs", str(n_jobs), "--threads", "1"]
     arguments += ["--profile", str(profiles_folder() / "demo-reasoner.json")]
-    evaluate.main(arguments, standalone_mode=False)
+    evaluate.main([*arguments, *more], standalone_mode=False)
 
 
 def _report(base: Path, comparison: Comparison) -> str:
@@ -352,6 +356,9 @@ def _names(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> lis
     help=f"Some of {', '.join(all_parts(1, 1))}.",
 )
 @click.option("--report-only", is_flag=True, help="Decode nothing: report what is in --out.")
+@click.option(
+    "--mix-versions", is_flag=True, help="Go on in results files of another version (no autopsies)."
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: all cores]")
 def main(
     out: Path,
@@ -360,6 +367,7 @@ def main(
     part_problems: int,
     only: list[str],
     report_only: bool,
+    mix_versions: bool,
     jobs: int | None,
 ) -> None:
     """Make the demo reasoner's evidence; the same command goes on where it was stopped."""
@@ -370,7 +378,7 @@ def main(
         parts = {n: p for n, p in parts.items() if any((out / (n + end)).exists() for end in ends)}
         if not parts:
             raise ConfigError(f"{out}: there are no results in it")
-    run(out, parts, jobs or os.cpu_count() or 1, docs, report_only)
+    run(out, parts, jobs or os.cpu_count() or 1, docs, report_only, mix_versions)
 
 
 if __name__ == "__main__":

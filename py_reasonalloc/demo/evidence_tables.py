@@ -5,13 +5,12 @@ A section of the page is what stands between ``<!-- NAME -->`` and ``<!-- /NAME 
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..engine import tempfiles
 from ..engine.errors import ConfigError
 from ..eval.cases.rows import arm_label
 from ..eval.results.file import Results
@@ -149,14 +148,7 @@ def _place(name: str) -> str:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file, all of it or nothing; ConfigError if it cannot be written."""
-    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        tempfiles.write_whole(path, data)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

@@ -7,13 +7,11 @@ schema, and against what a schema cannot say; every complaint names its field.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import functools
 import json
 import math
 import os
-import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.errors import ProfileError
+from ..engine.tempfiles import write_whole
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 1 << 20
@@ -103,17 +102,9 @@ class Profile:
         """
         target = Path(path)
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        temporary = ""
         try:
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
+            write_whole(target, text.encode())
         except OSError as error:
-            if temporary:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
             raise ProfileError(f"{target}: cannot be written: {error.strerror}") from None
 
 

@@ -22,7 +22,7 @@ class _Interrupts:
     """Ctrl-C inside a ``with`` block: `stop` is called once; a second one always raises.
 
     While `is_raising`, the first one raises KeyboardInterrupt too (a prompt is being read, and
-    there is no next token to wait for).
+    there is no next token to wait for). A process that was started with Ctrl-C ignored ignores it.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,9 @@ class _Interrupts:
         self.stop: Callable[[], None] = lambda: None
 
     def __enter__(self) -> _Interrupts:
-        self._former = signal.signal(signal.SIGINT, self._receive)
+        self._former = signal.getsignal(signal.SIGINT)
+        if self._former != signal.SIG_IGN:  # a shell's way to keep Ctrl-C from background jobs
+            signal.signal(signal.SIGINT, self._receive)
         return self
 
     def __exit__(

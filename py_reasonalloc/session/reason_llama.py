@@ -324,18 +324,19 @@ class ReasonLlama(Restorable):
                 f"{self._n_ctx}"
             )
         if reset and self.config is not None:
-            self._protect(self.config.n_protect(len(tokens)))
+            self._protect(self.config, len(tokens))
         try:
             yield from super().generate(tokens, *args, **kwargs)
         except ContextFullError:
             return
 
-    def _protect(self, n_protect: int) -> None:
+    def _protect(self, config: BudgetConfig, n_prompt: int) -> None:
         """Protect the first positions; a cache made under another protection is dropped.
 
         That is one that was compressed, or whose layers an allocator splits: they are split anew.
         """
-        is_split = isinstance(self.config.layers, str) and self.config.layers != "uniform"
+        n_protect = config.n_protect(n_prompt)
+        is_split = isinstance(config.layers, str) and config.layers != "uniform"
         if is_split and n_protect != self._n_protect:
             self.clear()
         c.check(c.ra_set_protect(self.ctx, n_protect))

@@ -20,8 +20,8 @@ Array = np.ndarray
 class LayerActivations:
     """Queries and keys after RoPE: q [n_head, T, head_dim], k [n_head_kv, T, head_dim].
 
-    Before each compression of the layer: values v[i] [n_head_kv, T, head_dim] and biases of the keys
-    bias[i] [n_head_kv, T], as merging has left them.
+    Before each compression of the layer, as merging has left them: values v[i]
+    [n_head_kv, T, head_dim] and biases of the keys bias[i] [n_head_kv, T].
     """
 
     q: Array
@@ -103,8 +103,8 @@ class NumpyModel:
         visible : sequence of bool arrays, optional
             Per layer [n_head_kv, T, T]: may query t of KV head h see token j. Default: causal.
         compressions : sequence of sequences, optional
-            Per layer its compressions in order, with `n_pos` and, per KV head, `positions` and, where
-            tokens were merged, `target`, `share` and `bias`. Default: none.
+            Per layer its compressions in order, with `n_pos` and, per KV head, `positions` and,
+            where tokens were merged, `target`, `share` and `bias`. Default: none.
 
         Returns
         -------

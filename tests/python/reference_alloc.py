@@ -90,9 +90,7 @@ def least_error(
     free = [np.sort(s[np.isfinite(s)])[::-1] for s in scores]
     budgets = np.array([min(least, len(s)) for s in free])
     for _ in range(int(round(mean * len(scores))) - least * len(scores)):
-        bids = [
-            s[b] if b < min(len(s), most) else -np.inf for s, b in zip(free, budgets)
-        ]
+        bids = [s[b] if b < min(len(s), most) else -np.inf for s, b in zip(free, budgets)]
         if max(bids) == -np.inf:
             break
         budgets[int(np.argmax(bids))] += 1

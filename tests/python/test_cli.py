@@ -192,6 +192,7 @@ def wait_until_loaded(process) -> None:
     time.sleep(0.5)
 
 
+@pytest.mark.usefixtures("foreground")
 def test_text_streams_and_ctrl_c_ends_it(command, make_gguf) -> None:
     path = make_gguf(n_ctx_train=1 << 20)  # would go on for many minutes
     with start(command, path, "-p", "hello", "--budget", 32, "--temp", 0) as process:
@@ -208,6 +209,20 @@ def test_text_streams_and_ctrl_c_ends_it(command, make_gguf) -> None:
     assert len(summary.splitlines()) == 4
 
 
+@pytest.mark.usefixtures("foreground")
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_in_the_background_ctrl_c_is_for_others(command, make_gguf) -> None:
+    path = make_gguf(n_ctx_train=1 << 20)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does it, inherited by the child
+    with start(command, path, "-p", "hello", "--budget", 32, "--temp", 0, "-n", 3000) as process:
+        assert process.stdout.read(1)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+        text, errors = process.communicate(timeout=60)
+    assert (process.returncode, len(text)) == (0, 3000), errors
+
+
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_with_json(command, make_gguf) -> None:
     path = make_gguf(n_ctx_train=1 << 20)
     with start(command, path, "-p", "hello", "--json", "--verbose", "--temp", 0) as process:
@@ -221,6 +236,7 @@ def test_ctrl_c_with_json(command, make_gguf) -> None:
     assert len(found["text"]) == found["n_generated"] < 1 << 20
 
 
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_while_the_prompt_is_read(command, make_gguf, tmp_path) -> None:
     path = make_gguf(n_ctx_train=1 << 20, head_dim=64, n_layer=4)
     prompt = tmp_path / "prompt.txt"

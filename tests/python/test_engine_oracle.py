@@ -201,7 +201,6 @@ class PolicyOracle:
         assert np.abs(got[free] - expected[free]).max(initial=0.0) < tolerance
         self.n_compared += int(free.sum())
 
-
     def judge_merge(self, event, ih: int, head: reference.Head) -> None:
         """Targets, shares and biases; where keys are nearly as alike, either target is right."""
         keep = event.keep[ih]
@@ -219,7 +218,7 @@ class PolicyOracle:
         tolerance = 0.05 if is_coarse else SCORE_TOLERANCE
         assert np.abs(event.share[ih] - share)[same].max(initial=0.0) < tolerance
         error = np.abs(event.bias[ih] - bias)[same & keep]
-        # a bias is a logarithm of a ratio: of tokens that hardly receive anything it may be anything
+        # a logarithm of a ratio: of tokens that hardly receive anything it may be anything
         sure = (masses > 1e-5)[same & keep]
         assert error[sure].max(initial=0.0) < (0.25 if is_coarse else 0.05)
         self.n_merged += int((got >= 0).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from py_reasonalloc import __version__
 from py_reasonalloc.eval.results.file import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +62,7 @@ def test_one_row_per_text_with_the_engines_counts(finished) -> None:
     rows = read_results(path).rows
     assert len(rows) == 5 * 6 == len({row.key for row in rows})
     for row in rows:
+        assert row.version == __version__
         assert row.n_generated <= 60 and row.stop in ("end", "length", "loop")
         assert row.decode_seconds > 0
         if row.budget == 0:
@@ -139,14 +142,20 @@ def test_kill_and_resume_lose_and_double_nothing(finished, tmp_path, jobs) -> No
     assert {row.key: without_times(row) for row in rows} == expected
 
 
+@pytest.mark.usefixtures("foreground")
 def test_interrupt_ends_promptly_and_keeps_what_is_done(tmp_path) -> None:
     path = tmp_path / "stopped.jsonl"
-    process = start("demo", "-o", path, *ARMS, "--limit", 50, "--jobs", 2, start_new_session=True)
-    while not path.exists() or path.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    arguments = ("demo", "-o", path, *ARMS, "--limit", 50, "--jobs", 2)
+    with start(*arguments, start_new_session=True) as process:
+        try:
+            while not path.exists() or path.read_bytes().count(b"\n") < 3:
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert 2 <= len(read_results(path).rows) < 250

@@ -369,15 +369,17 @@ def test_errors_are_one_line(file, tmp_path, capsys) -> None:
     whole = file.read_bytes()
     damaged, other, strange = (tmp_path / name for name in ("damaged", "other", "strange"))
     damaged.write_bytes(whole.replace(b'"sample": 0', b'"sample": 0.5', 1))
-    other.write_bytes(whole.splitlines(keepends=True)[0].replace(b"0.1.0", b"0.2.0"))
+    other.write_bytes(whole.replace(b"0.1.0", b"0.2.0", 1))
+    empty = tmp_path / "empty"
+    empty.write_bytes(whole.splitlines(keepends=True)[0])
     strange.write_bytes(b"hello\n")
     for arguments, code, message in (
         ([], 2, "Missing argument 'FILES...'"),
         ([tmp_path / "none"], 2, "none: cannot be read: No such file"),
         ([strange], 2, "strange: not a results file"),
         ([damaged], 1, "damaged: line 2: sample must be a whole number"),
-        ([file, other], 2, 'other: made with other settings: version = "0.2.0" there, "0.1.0" he'),
-        ([other], 2, "there are no rows in it yet"),
+        ([file, other], 2, "other: has rows of reasonalloc 0.2.0, these are of 0.1.0: use one ver"),
+        ([empty], 2, "there are no rows in it yet"),
         ([file, file], 2, "another file has the same rows"),
         ([file, "--baseline", "x"], 2, "baseline = 'x' has no rows"),
         ([file, "--csv", file], 2, "would replace the results"),
@@ -388,6 +390,26 @@ def test_errors_are_one_line(file, tmp_path, capsys) -> None:
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1 and "Traceback" not in err
     assert file.read_bytes() == whole
+
+
+def test_rows_of_several_versions_are_named(tmp_path, capsys) -> None:
+    paths = []
+    for name, rows in (
+        ("first", arm("rkv", 64, "11")),
+        ("second", arm("snapkv", 64, "01", version="0.2.0.dev7+gabc")),
+    ):
+        paths.append(tmp_path / name)
+        with ResultsFile.open(paths[-1], SETTINGS) as results_file:
+            for one in rows:
+                results_file.append(one)
+    assert run(*paths) == 2
+    assert "second: has rows of reasonalloc 0.2.0.dev7+gabc" in capsys.readouterr().err
+    assert run(*paths, "--mix-versions") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "version = [0.1.0, 0.2.0.dev7+gabc]" in out
+    assert "several versions of reasonalloc: 2 of 0.1.0, 2 of 0.2.0.dev7+gabc" in out
+    assert run(paths[0]) == 0
+    assert "several versions" not in capsys.readouterr().out
 
 
 # --- the plot ------------------------------------------------------------------------------------

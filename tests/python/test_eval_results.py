@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from py_reasonalloc.engine.errors import ConfigError, ReasonAllocError
 from py_reasonalloc.eval.cases.rows import Row
+from py_reasonalloc.eval.results import agreement
 from py_reasonalloc.eval.results import file as results
 from py_reasonalloc.eval.results.file import MAX_LINE, ResultsFile, read_results
 
@@ -67,6 +68,28 @@ def three(tmp_path) -> Path:
         for i in range(3):
             file.append(numbered(i))
     return path
+
+
+def test_another_version_is_refused_unless_it_is_wanted(tmp_path) -> None:
+    path, old, new = (
+        tmp_path / "r.jsonl",
+        {**SETTINGS, "version": "1"},
+        {**SETTINGS, "version": "2"},
+    )
+    with ResultsFile.open(path, old) as file:
+        file.append(numbered(0))  # as rows were before they named a version: the header's
+    whole = path.read_bytes()
+    with pytest.raises(ConfigError, match="of reasonalloc 1, these are of 2: .* --mix-versions"):
+        ResultsFile.open(path, new)
+    assert path.read_bytes() == whole
+    with ResultsFile.open(path, new, mix_versions=True) as file:
+        file.append(numbered(1, version="2"))
+    for settings_now in (old, new):  # it is no file of one version any more
+        with pytest.raises(ConfigError, match="has rows of reasonalloc"):
+            ResultsFile.open(path, settings_now)
+    assert agreement.versions_of(read_results(path)) == {"1": 1, "2": 1}
+    with pytest.raises(ConfigError, match="other settings: temp"):
+        ResultsFile.open(path, {**new, "temp": 0}, mix_versions=True)
 
 
 def problems(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -134,6 +135,7 @@ def test_when_no_server_is_left_the_run_can_go_on(
     assert by_key(rows) == expected
 
 
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_cuts_off_the_text_under_way(job, demo_model, monkeypatch) -> None:
     under_way, ends = threading.Event(), queue.SimpleQueue()
     complete = ModelServer.complete
@@ -162,14 +164,16 @@ def test_ctrl_c_cuts_off_the_text_under_way(job, demo_model, monkeypatch) -> Non
     with ModelServer("127.0.0.1", 0, demo_model, 1, 0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        rows = solve_on_servers(job, tasks, [Server(server.url)])
-        with pytest.raises(KeyboardInterrupt):
-            interrupt_when(under_way, lambda: next(rows))
-        assert ends.get(timeout=60) is KeyboardInterrupt
-        monkeypatch.undo()  # and the server is free for others
-        assert len(list(solve_on_servers(job, tasks[:1], [Server(server.url)]))) == 1
-        server.shutdown()
-        thread.join()
+        try:
+            rows = solve_on_servers(job, tasks, [Server(server.url)])
+            with closing(rows), pytest.raises(KeyboardInterrupt):
+                interrupt_when(under_way, lambda: next(rows))
+            assert ends.get(timeout=60) is KeyboardInterrupt
+            monkeypatch.undo()  # and the server is free for others
+            assert len(list(solve_on_servers(job, tasks[:1], [Server(server.url)]))) == 1
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def interrupt_when(event: threading.Event, call: Callable[[], object]) -> None:
@@ -187,6 +191,7 @@ def interrupt_when(event: threading.Event, call: Callable[[], object]) -> None:
         thread.join()
 
 
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_ends_a_server(start_server) -> None:
     server = start_server()
     server.popen.send_signal(signal.SIGINT)

@@ -86,9 +86,7 @@ def library_scores(policy: str, case: Case) -> np.ndarray:
     return library_scores_and_state(policy, case)[0]
 
 
-def library_scores_and_state(
-    policy: str, case: Case
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def library_scores_and_state(policy: str, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, state and masses."""
     head = case.head
     cfg = c.ra_config_default_params()

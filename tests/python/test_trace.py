@@ -242,6 +242,7 @@ def test_targets_are_checked_early(tmp_path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped(command, make_gguf, tmp_path, number, suffix) -> None:

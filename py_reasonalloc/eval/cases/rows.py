@@ -94,6 +94,8 @@ class Row:
     profile : str or None
         Digest of the layer profile that split the budget; see `profile_digest`. None: none did, or
         it is not known.
+    version : str or None
+        Of the ReasonAlloc that made the row; None: as the file's settings say.
     """
 
     method: str
@@ -117,6 +119,7 @@ class Row:
     compress_seconds: float | None = None
     text: str | None = None
     profile: str | None = None
+    version: str | None = None
 
     @property
     def key(self) -> RowKey:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ... import __version__
 from ...engine.modelfile import encode_prompt
 from ...engine.stats import engine_stats
 from ...session.generate import CONTEXT, LENGTH, STOP, Generation, Sampling
@@ -100,6 +101,7 @@ def judge_row(
         stop=stop,
         text=text if job.keep_texts else None,
         profile=profile_digest(job.setups[task.arm]),
+        version=__version__,
         **measured,
     )
 

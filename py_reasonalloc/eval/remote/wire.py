@@ -4,7 +4,7 @@
 message, an answer comes whole. An evaluation puts one more field into the body, which chooses the
 cache::
 
-    "reasonalloc": {"version": "0.1.0", "fingerprint": "sha256:...",  // of package and model file
+    "reasonalloc": {"version": "0.2.0", "fingerprint": "sha256:...",  // of package and model file
                     "n_ctx": 4096, "raw": false, "kv_type": "f16",
                     "config": null}  // the full cache, or all fields of a BudgetConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from .lines import Results, shown
 
 #: The common layer profile, and the protected prompt tokens: not every arm has them.
 PROFILE, PROTECT_PROMPT = "profile", "protect_prompt"
+#: That of the program that made the file; rows name their own.
+VERSION = "version"
 _N_SHOWN = 3
 
 
@@ -25,8 +28,19 @@ def profiles_of(rows: Iterable[Row]) -> dict[str, str]:
     return profiles
 
 
+def versions_of(results: Results) -> Counter[str]:
+    """Return the versions of ReasonAlloc that made a file's rows, and how many each made."""
+    of_file = results.settings.get(VERSION)
+    versions = (row.version or of_file for row in results.rows)
+    return Counter(str(version) for version in versions if version is not None)
+
+
 def check_same(
-    settings: dict[str, Any], other: Results, methods: Iterable[str], profiles: Mapping[str, str]
+    settings: dict[str, Any],
+    other: Results,
+    methods: Iterable[str],
+    profiles: Mapping[str, str],
+    mix_versions: bool = False,
 ) -> None:
     """Raise ConfigError unless rows can stand beside those of a file: it names what differs.
 
@@ -43,12 +57,14 @@ def check_same(
         Labels of the new rows' methods.
     profiles : mapping
         Their profiles; see `profiles_of`. What is not known on one side is not compared.
+    mix_versions : bool
+        Let rows of other versions of ReasonAlloc stand beside them.
     """
     missing = object()
     differing = [
         name
         for name in dict.fromkeys([*settings, *other.settings])
-        if settings.get(name, missing) != other.settings.get(name, missing)
+        if name != VERSION and settings.get(name, missing) != other.settings.get(name, missing)
     ]
     all_methods = {*methods, *(row.method for row in other.rows)}
     if PROFILE in differing and not any(profile_of(method) == "" for method in all_methods):
@@ -64,6 +80,13 @@ def check_same(
         parts += [f"and {n_more} more"] if n_more > 0 else []
         raise ConfigError(f"{other.path}: made with other settings: {'; '.join(parts)}")
     _check_profiles(other, profiles)
+    strange = [version for version in versions_of(other) if version != settings.get(VERSION)]
+    if strange and not mix_versions:
+        raise ConfigError(
+            f"{other.path}: has rows of reasonalloc {strange[0]}, these are of "
+            f"{settings.get(VERSION, 'an unknown version')}: use one version, or one file for "
+            "each, or pass --mix-versions (rows name theirs)"
+        )
 
 
 def _check_profiles(other: Results, profiles: Mapping[str, str]) -> None:

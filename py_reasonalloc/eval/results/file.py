@@ -20,7 +20,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -29,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...engine.errors import ConfigError, ReasonAllocError
+from ...engine.tempfiles import temporary_file
 from ..cases.rows import Row, RowKey
 from .agreement import check_same
 from .lines import MAX_LINE, BadLineError, Results, header_line, read_lines, row_line, shown_key
@@ -88,6 +88,7 @@ class ResultsFile:
         settings: dict[str, Any],
         methods: Iterable[str] = (),
         profiles: Mapping[str, str] = MappingProxyType({}),
+        mix_versions: bool = False,
     ) -> ResultsFile:
         """Make a file, or go on with one that was made with the same settings.
 
@@ -102,6 +103,8 @@ class ResultsFile:
             digits and underscores; numbers, text, None, or lists of them.
         methods, profiles
             What rows will be added of, and their layer profiles; see `check_same`.
+        mix_versions : bool
+            Go on in a file that another version of ReasonAlloc has rows in.
 
         Raises
         ------
@@ -129,7 +132,8 @@ class ResultsFile:
             reader.detach()
             n_bytes = found.n_bytes
             if found.rows:
-                check_same(json.loads(header)["settings"], found, methods, profiles)
+                own = json.loads(header)["settings"]
+                check_same(own, found, methods, profiles, mix_versions)
             else:  # of a run that failed before it had anything
                 file.seek(0)
                 n_bytes = file.write(header)
@@ -196,22 +200,12 @@ class ResultsFile:
 
 def _create(path: Path, header: bytes) -> None:
     """Make a file with its header, all of it or nothing; leave one that is there alone."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    with temporary_file(path) as file:
+        with file.path.open("wb") as stream:
             stream.write(header)
             stream.flush()
             _sync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without links
-            os.rename(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        file.publish(replace=False)
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -233,6 +233,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compress_seconds": _SECONDS,
     "text": _TEXT,
     "profile": (_is_name, "a text of 1 to 500 printable characters"),
+    "version": (_is_name, "a text of 1 to 500 printable characters"),
 }
 _NEEDED = {field.name for field in fields(Row) if field.default is MISSING}
 

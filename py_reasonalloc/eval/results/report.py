@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from ...engine.errors import ConfigError
 from ...output.text import printable
 from ..cases.rows import END, Row, arm_label
-from .agreement import check_same, profiles_of
+from .agreement import VERSION, check_same, profiles_of, versions_of
 from .file import Results
 from .statistics import Difference, Estimate, paired_difference, pass_at_1
 
@@ -90,7 +91,9 @@ class Report:
     notes: tuple[str, ...]
 
 
-def make_report(results: Sequence[Results], baseline: str | None = None) -> Report:
+def make_report(
+    results: Sequence[Results], baseline: str | None = None, mix_versions: bool = False
+) -> Report:
     """Sum up results files that were made with the same settings.
 
     Parameters
@@ -101,6 +104,9 @@ def make_report(results: Sequence[Results], baseline: str | None = None) -> Repo
         ``METHOD``: each arm is compared with it at the arm's own budget, or with the method's only
         arm if that is a full cache. ``METHOD@BUDGET``: each arm is compared with this one. Default:
         `BASELINE` if it is there.
+    mix_versions : bool
+        Files may be of several versions of ReasonAlloc; the report notes it. (One file whose rows
+        are of several was made so on purpose.)
 
     Raises
     ------
@@ -109,11 +115,18 @@ def make_report(results: Sequence[Results], baseline: str | None = None) -> Repo
     """
     for i, other in enumerate(results):
         rows = [row for result in results[:i] for row in result.rows]
-        check_same(results[0].settings, other, {row.method for row in rows}, profiles_of(rows))
+        methods = {row.method for row in rows}
+        check_same(results[0].settings, other, methods, profiles_of(rows), mix_versions)
     arms = _by_arm(results)
     if not arms:
         raise ConfigError(f"{results[0].path}: there are no rows in it yet")
     notes = [f"{r.path}: its last line was broken and is left out" for r in results if r.n_dropped]
+    settings = results[0].settings
+    versions = sum(map(versions_of, results), Counter[str]())
+    if len(versions) > 1:
+        settings = settings | {VERSION: sorted(versions)}
+        counts = ", ".join(f"{versions[name]} of {name}" for name in sorted(versions))
+        notes.append(f"rows are of several versions of reasonalloc: {counts}")
     labels = {name for method, budget in arms for name in (method, arm_label(method, budget))}
     if baseline is None and BASELINE in labels:
         baseline = BASELINE
@@ -124,7 +137,7 @@ def make_report(results: Sequence[Results], baseline: str | None = None) -> Repo
         raise ConfigError(f"baseline = {baseline!r} has no rows: there are {names}")
     wanted = {text for rows in arms.values() for text in rows}
     return Report(
-        settings=results[0].settings,
+        settings=settings,
         arms=tuple(
             _arm_report(arms, key, baseline, len(wanted))
             for key in sorted(arms, key=lambda key: key[1])
