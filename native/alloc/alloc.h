@@ -46,9 +46,15 @@ typedef struct ra_alloc_heads_in {
 typedef ra_status (*ra_alloc_heads_fn)(const ra_config * cfg, const ra_alloc_heads_in * in,
                                        int32_t * budgets);
 
+/* budgets [n_heads] out: of every KV head of every layer; sum == n_heads * cfg->budget. */
+typedef ra_status (*ra_alloc_every_head_fn)(const ra_config * cfg, int32_t n_heads,
+                                            int32_t * budgets);
+
+/* One of the two. */
 typedef struct ra_alloc_layers {
-    const char *       name;
-    ra_alloc_layers_fn run;
+    const char *           name;
+    ra_alloc_layers_fn     run;
+    ra_alloc_every_head_fn run_heads;
 } ra_alloc_layers;
 
 typedef struct ra_alloc_heads {
@@ -60,6 +66,8 @@ typedef struct ra_alloc_heads {
 ra_status ra_alloc_layers_uniform(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
 ra_status ra_alloc_layers_pyramid(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
 ra_status ra_alloc_layers_wave(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
+
+ra_status ra_alloc_every_head_error(const ra_config * cfg, int32_t n_heads, int32_t * budgets);
 
 ra_status ra_alloc_heads_uniform(const ra_config * cfg, const ra_alloc_heads_in * in,
                                  int32_t * budgets);

@@ -11,8 +11,10 @@ ra_status ra_alloc_layers_run(const ra_config * cfg, int32_t n_layer, int32_t * 
         return ra_error(RA_STATUS_INVALID, "n_layer = %d is out of range: must be 1 to 4096",
                         n_layer);
     }
-    return ra_alloc_layers_find(cfg->layer_alloc != NULL ? cfg->layer_alloc : "uniform")
-        ->run(cfg, n_layer, budgets);
+    const ra_alloc_layers * alloc =
+        ra_alloc_layers_find(cfg->layer_alloc != NULL ? cfg->layer_alloc : "uniform");
+    return alloc->run_heads != NULL ? alloc->run_heads(cfg, n_layer, budgets)
+                                    : alloc->run(cfg, n_layer, budgets);
 }
 
 ra_status ra_alloc_heads_run(const ra_config * cfg, int32_t n_head_kv, const int32_t * n_kv,

@@ -27,6 +27,7 @@ ra_config ra_config_default_params(void) {
         .clip_hi       = 2.0,
         .mu            = 0.25,
         .pyramid_beta  = 20.0,
+        .error_least   = 0.4,
         .attention     = "auto",
     };
     return cfg;
@@ -98,6 +99,33 @@ static int ra_attention_find(const ra_config * cfg) {
     return -1;
 }
 
+static ra_status ra_check_curves(const ra_config * cfg) {
+    if ((cfg->head_error == NULL) != (cfg->n_head_error == 0) ||
+        (cfg->error_grid == NULL) != (cfg->n_error_grid == 0) || cfg->n_error_grid > 4096 ||
+        cfg->n_head_error > (size_t) RA_MAX_TOKENS) {
+        return ra_error(RA_STATUS_INVALID,
+                        "head_error, error_grid: pointers and lengths %zu, %zu do not go together",
+                        cfg->n_head_error, cfg->n_error_grid);
+    }
+    RA_TRY(ra_check_range("error_base", cfg->error_base, 0, RA_MAX_TOKENS));
+    RA_TRY(ra_check_real("error_least", cfg->error_least, 0.0, 1.0));
+    for (size_t i = 0; i < cfg->n_error_grid; ++i) {
+        if (cfg->error_grid[i] < 1 || cfg->error_grid[i] > RA_MAX_TOKENS ||
+            (i > 0 && cfg->error_grid[i] <= cfg->error_grid[i - 1])) {
+            return ra_error(RA_STATUS_INVALID, "error_grid[%zu] = %d must ascend, from 1 to %d", i,
+                            cfg->error_grid[i], RA_MAX_TOKENS);
+        }
+    }
+    for (size_t i = 0; i < cfg->n_head_error; ++i) {
+        if (!isfinite(cfg->head_error[i]) || cfg->head_error[i] < 0.0) {
+            return ra_error(RA_STATUS_INVALID,
+                            "head_error[%zu] = %g must be finite and not negative", i,
+                            cfg->head_error[i]);
+        }
+    }
+    return RA_STATUS_OK;
+}
+
 ra_status ra_config_check(const ra_config * cfg) {
     if (cfg == NULL || cfg->size != sizeof(ra_config)) {
         return ra_error(RA_STATUS_INVALID,
@@ -160,7 +188,7 @@ ra_status ra_config_check(const ra_config * cfg) {
                             cfg->layer_demand[i]);
         }
     }
-    return RA_STATUS_OK;
+    return ra_check_curves(cfg);
 }
 
 /* *copy <- the n entries of `table`, or NULL when n == 0 */
@@ -187,13 +215,19 @@ ra_status ra_settings_init(ra_settings * out, const ra_config * cfg) {
         !ra_copy_table((void **) &s.head_budgets, cfg->head_budgets, cfg->n_head_budgets,
                        sizeof(int32_t)) ||
         !ra_copy_table((void **) &s.layer_demand, cfg->layer_demand, cfg->n_layer_demand,
-                       sizeof(double))) {
+                       sizeof(double)) ||
+        !ra_copy_table((void **) &s.head_error, cfg->head_error, cfg->n_head_error,
+                       sizeof(double)) ||
+        !ra_copy_table((void **) &s.error_grid, cfg->error_grid, cfg->n_error_grid,
+                       sizeof(int32_t))) {
         ra_settings_free(&s);
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory copying the budget tables");
     }
     s.cfg.layer_budgets = s.layer_budgets;
     s.cfg.head_budgets  = s.head_budgets;
     s.cfg.layer_demand  = s.layer_demand;
+    s.cfg.head_error    = s.head_error;
+    s.cfg.error_grid    = s.error_grid;
     s.cfg.policy        = s.policy->name;
     s.cfg.layer_alloc   = s.layer_alloc->name;
     s.cfg.head_alloc    = s.head_alloc->name;
@@ -207,6 +241,8 @@ void ra_settings_free(ra_settings * s) {
         ra_free(s->layer_budgets);
         ra_free(s->head_budgets);
         ra_free(s->layer_demand);
+        ra_free(s->head_error);
+        ra_free(s->error_grid);
         memset(s, 0, sizeof(*s));
     }
 }
@@ -231,6 +267,11 @@ ra_status ra_settings_budgets(const ra_settings * s, int32_t n_protect, int32_t 
         memcpy(budgets, s->head_budgets, n_entries * sizeof(*budgets));
         return RA_STATUS_OK;
     }
+    ra_config cfg = s->cfg;
+    cfg.n_protect = n_protect;
+    if (s->layer_budgets == NULL && s->layer_alloc->run_heads != NULL) {
+        return s->layer_alloc->run_heads(&cfg, (int32_t) n_entries, budgets);
+    }
     int32_t * per_layer = ra_calloc((size_t) n_layer, sizeof(*per_layer));
     if (per_layer == NULL) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory splitting the budget over %d layers",
@@ -240,9 +281,7 @@ ra_status ra_settings_budgets(const ra_settings * s, int32_t n_protect, int32_t 
     if (s->layer_budgets != NULL) {
         memcpy(per_layer, s->layer_budgets, (size_t) n_layer * sizeof(*per_layer));
     } else {
-        ra_config cfg = s->cfg;
-        cfg.n_protect = n_protect;
-        st            = s->layer_alloc->run(&cfg, n_layer, per_layer);
+        st = s->layer_alloc->run(&cfg, n_layer, per_layer);
     }
     for (int32_t il = 0; il < n_layer && st == RA_STATUS_OK; ++il) {
         for (int32_t ih = 0; ih < n_head_kv[il]; ++ih) {

@@ -21,6 +21,8 @@ typedef struct ra_settings {
     int32_t *               layer_budgets; /* [cfg.n_layer_budgets] or NULL */
     int32_t *               head_budgets;  /* [cfg.n_head_budgets] or NULL */
     double *                layer_demand;  /* [cfg.n_layer_demand] or NULL */
+    double *                head_error;
+    int32_t *               error_grid;
 } ra_settings;
 
 /* Checks cfg and copies it. On failure *out is empty and needs no free. */

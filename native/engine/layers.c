@@ -134,11 +134,12 @@ static ra_status ra_cache_split(ra_cache * c, int32_t n_protect) {
     }
     ra_layer * layers = NULL;
     ra_status  st     = ra_layers_make(&c->settings, n_protect, c->n_layer, n_head_kv, &layers);
-    ra_free(n_head_kv);
-    bool is_new = false;
+    bool       is_new = false;
     for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
-        is_new = is_new || layers[il].n_slots != c->layers[il].n_slots;
+        is_new = is_new || memcmp(layers[il].initial, c->layers[il].initial,
+                                  (size_t) n_head_kv[il] * sizeof(int32_t)) != 0;
     }
+    ra_free(n_head_kv);
     if (st != RA_STATUS_OK || !is_new) {
         ra_layers_free(layers, c->n_layer);
         return st;

@@ -28,9 +28,10 @@ static const ra_policy ra_policies[] = {
 };
 
 static const ra_alloc_layers ra_layer_allocs[] = {
-    { "uniform", ra_alloc_layers_uniform },
-    { "pyramid", ra_alloc_layers_pyramid },
-    { "wave", ra_alloc_layers_wave },
+    { "uniform", ra_alloc_layers_uniform, NULL },
+    { "pyramid", ra_alloc_layers_pyramid, NULL },
+    { "wave", ra_alloc_layers_wave, NULL },
+    { "error", NULL, ra_alloc_every_head_error },
 };
 
 static const ra_alloc_heads ra_head_allocs[] = {

@@ -149,7 +149,7 @@ typedef struct ra_config {
     /* Names of registered allocators (native/engine/registry.c). NULL: "uniform". */
     const char *
         layer_alloc;         /* splits n_layer * budget over the layers, once: "uniform", "pyramid",
-                               * "wave" */
+                               * "wave", "error" */
     const char * head_alloc; /* splits a layer's budget over its heads, at every compression:
                                * "uniform", "adaptive" */
 
@@ -161,6 +161,17 @@ typedef struct ra_config {
     double         pyramid_beta; /* "pyramid": B over the last layer's budget, >= 1. Default 20. */
     const double * layer_demand; /* [n_layer_demand] "wave": demand of each layer, >= 0 */
     size_t         n_layer_demand; /* n_layer of the model for "wave", else 0 */
+
+    /* "error" over layers: measured curves, [n_heads, n_error_grid] with n_heads the sum of n_head_kv over
+     * the layers, packed layer after layer: error of a head's output, >= 0, with error_grid[i] tokens, of
+     * which error_base stayed in any case. It gives every head its own budget. */
+    const double *  head_error;
+    size_t          n_head_error; /* n_heads * n_error_grid, or 0 */
+    const int32_t * error_grid;   /* [n_error_grid] ascending, >= 1 */
+    size_t          n_error_grid;
+    int32_t         error_base; /* >= 0 */
+    double error_least; /* least share of a head, times the mean, of what can be split, 0..1.
+                                  * Default 0.4. */
 
     /* How a decoded token attends to the heads of a layer that hold different numbers of tokens,
      * with flash attention: "head", one operation per KV head; "layer", one masked operation over the
@@ -408,7 +419,8 @@ typedef struct ra_robustify_params {
 RA_API ra_status ra_robustify(const ra_robustify_params * p, int32_t n, const double * demand,
                               int64_t total, int32_t floor_tokens, int32_t * budgets);
 
-/* Runs cfg's layer allocator: budgets [n_layer] out, tokens per KV head. */
+/* Runs cfg's layer allocator: budgets [n_layer] out, tokens per KV head; of "error", which gives every
+ * head its own, budgets of n_layer heads. */
 RA_API ra_status ra_alloc_layers_run(const ra_config * cfg, int32_t n_layer, int32_t * budgets);
 
 /* Runs cfg's head allocator on one layer, as a compression does.

@@ -62,6 +62,12 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("pyramid_beta", c_double),
         ("layer_demand", POINTER(c_double)),
         ("n_layer_demand", c_size_t),
+        ("head_error", POINTER(c_double)),
+        ("n_head_error", c_size_t),
+        ("error_grid", POINTER(c_int32)),
+        ("n_error_grid", c_size_t),
+        ("error_base", c_int32),
+        ("error_least", c_double),
         ("attention", c_char_p),
     )
 

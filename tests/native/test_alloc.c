@@ -131,7 +131,20 @@ static void test_every_layer_allocator(void) {
             for (int32_t il = 0; il < n_layer; ++il) {
                 demand[il] = ra_test_int(0, 1000);
             }
-            CHECK_STATUS(alloc->run(&cfg, n_layer, budgets), RA_STATUS_OK);
+            double        curves[N_MAX * 3];
+            const int32_t grid[3] = { 12, 50, 200 };
+            for (int32_t j = 0; j < 3 * n_layer; ++j) {
+                curves[j] = ra_test_int(0, 4) == 0 ? 0.0 : exp(-3.0 * (j % 3) * ra_test_int(0, 3));
+            }
+            cfg.head_error   = curves;
+            cfg.n_head_error = 3 * (size_t) n_layer;
+            cfg.error_grid   = grid;
+            cfg.n_error_grid = 3;
+            cfg.error_base   = 12;
+            CHECK((alloc->run == NULL) != (alloc->run_heads == NULL));
+            CHECK_STATUS(alloc->run != NULL ? alloc->run(&cfg, n_layer, budgets)
+                                            : alloc->run_heads(&cfg, n_layer, budgets),
+                         RA_STATUS_OK);
             CHECK_EQ(sum_of(n_layer, budgets), (int64_t) n_layer * cfg.budget);
             for (int32_t il = 0; il < n_layer; ++il) {
                 CHECK(budgets[il] >= ra_config_floor(&cfg, cfg.n_protect));
@@ -164,6 +177,46 @@ static void test_layer_allocators_by_hand(void) {
 
 /* 2 heads, budget 4 each, of which one stays anyway: tau is the 6th of the other scores: 5. Head 0 has
  * 5 tokens at or above it, head 1 has 1; the roots are 2.24 and 1. */
+/* Heads whose error halves with 10, 20 and no tokens, from 12 that stay anyway: budget 20, so 24 to split, of
+ * which 3 each are their own. Then 10 stay more. */
+static void test_curves_by_hand(void) {
+    const int32_t grid[2]  = { 12, 32 };
+    const double  error[6] = { 4, 1, 4, 2, 4, 4 };
+    int32_t       out[3];
+    ra_config     cfg = ra_config_default_params();
+    cfg.budget        = 20;
+    cfg.head_error    = error;
+    cfg.n_head_error  = 6;
+    cfg.error_grid    = grid;
+    cfg.n_error_grid  = 2;
+    cfg.error_base    = 12;
+    cfg.error_least   = 0.4;
+    CHECK_STATUS(ra_alloc_every_head_error(&cfg, 3, out), RA_STATUS_OK);
+    CHECK_EQ(out[0] + out[1] + out[2], 60);
+    CHECK_EQ(out[2], 12 + 3);
+    CHECK(out[0] > out[1] && out[1] > out[2]);
+    /* no exchange of a token would lower the sum: the last gains are as equal as whole tokens allow */
+    const double gain0 = 4 * pow(0.25, (out[0] - 12) / 20.0) * (1 - pow(0.25, 0.05));
+    const double gain1 = 4 * pow(0.5, (out[1] - 13) / 20.0) * (1 - pow(0.5, 0.05));
+    CHECK(gain0 < gain1 + 1e-9);
+    const int32_t before = out[0];
+    cfg.budget           = 30;
+    cfg.n_protect        = 14; /* 10 more than the sinks */
+    CHECK_STATUS(ra_alloc_every_head_error(&cfg, 3, out), RA_STATUS_OK);
+    CHECK_EQ(out[0], before + 10);
+    /* beyond the grid nothing is gained, and what is left goes to the lowest */
+    cfg.n_protect = 0;
+    cfg.budget    = 100;
+    CHECK_STATUS(ra_alloc_every_head_error(&cfg, 3, out), RA_STATUS_OK);
+    CHECK_ARRAY(out, ((int32_t[3]){ 100, 100, 100 }), 3);
+    CHECK_STATUS(ra_alloc_every_head_error(&cfg, 4, out), RA_STATUS_INVALID);
+    cfg.budget = 12;
+    CHECK_STATUS(ra_alloc_every_head_error(&cfg, 3, out), RA_STATUS_BUDGET);
+    cfg.budget = 20;
+    ra_calloc_fail_at(1);
+    CHECK_STATUS(ra_alloc_every_head_error(&cfg, 3, out), RA_STATUS_NO_MEMORY);
+}
+
 static void test_adaptive_by_hand(void) {
     const int32_t           n_kv[2]    = { 7, 5 };
     const int32_t           initial[2] = { 4, 4 };
@@ -233,6 +286,7 @@ int main(void) {
     test_robustify_random();
     test_every_layer_allocator();
     test_layer_allocators_by_hand();
+    test_curves_by_hand();
     test_adaptive_by_hand();
     test_every_head_allocator();
     return ra_test_result();
