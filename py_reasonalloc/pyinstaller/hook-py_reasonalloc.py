@@ -5,8 +5,6 @@ from PyInstaller.utils.hooks import collect_data_files, collect_submodules, copy
 # what the front door imports by name; commands, training and servers are for those who ask
 ROOMS = ("engine", "output", "task", "profile", "trace", "session")
 
-hiddenimports = [
-    name for room in ROOMS for name in collect_submodules(f"py_reasonalloc.{room}")
-]
+hiddenimports = [name for room in ROOMS for name in collect_submodules(f"py_reasonalloc.{room}")]
 datas = collect_data_files("py_reasonalloc", includes=["demo/*.gguf", "profiles/**"])
 datas += copy_metadata("reasonalloc")

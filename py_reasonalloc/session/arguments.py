@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import llama_cpp
+from llama_cpp import Llama
 
 from ..engine.errors import ConfigError, ModelFileError
 from ..engine.modelfile import check_model_file
@@ -68,7 +68,7 @@ def check_keywords(own: Callable[..., None], given: Mapping[str, Any]) -> None:
     TypeError
         With the nearest name; the base class would swallow the argument.
     """
-    of_base = inspect.signature(llama_cpp.Llama.__init__).parameters
+    of_base = inspect.signature(Llama.__init__).parameters
     known = [
         name
         for name, parameter in {**of_base, **inspect.signature(own).parameters}.items()

@@ -18,7 +18,7 @@ from .tracer import Traceable
 class Restorable(Traceable):
     """A session whose tokens and cache can be saved, and that can go on from there."""
 
-    config: BudgetConfig | None
+    config: BudgetConfig | None = None
     _n_protect: int
     _asks_cache = False  # before a completion: a state that does not fit is then no failure
     _has_warned = False
