@@ -14,7 +14,7 @@ def create_function(llama: ReasonLlama) -> Callable[..., Any]:
     """Return instructor's ``create`` for a session.
 
     It takes the arguments of ``ReasonLlama.create_chat_completion`` and instructor's own:
-    response_model, max_retries, ... The JSON schema of the response model becomes a grammar, so that
+    response_model, max_retries, ... The JSON schema of the response model becomes a grammar, so
     every answer that ends within max_tokens is valid.
 
     Parameters
