@@ -64,6 +64,7 @@ class ChatReason(ChatLlamaCpp):
     """
 
     model_path: str = ""
+    grammar: Any = None
 
     @model_validator(mode="after")
     def validate_environment(self) -> ChatReason:
