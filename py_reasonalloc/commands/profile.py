@@ -15,7 +15,7 @@ import click
 
 from .. import __version__
 from ..engine.errors import ConfigError
-from ..output.console import run_command
+from ..output.console import open_library, run_command, threads_option
 from ..task.shipped import model_path
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=click.Path(), help="Profile to write.")
 @click.option(
-    "--prompts", "prompt_file", type=click.Path(), help="Probe prompts, one per line, at most 8."
+    "--prompts",
+    "prompt_file",
+    type=click.Path(),
+    help="File of probe prompts, UTF-8, one per line, at most 8; -: standard input.",
 )
 @click.option(
     "--steps", type=int, default=512, show_default=True, help="Most tokens to decode per prompt."
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--temp", type=float, default=0.6, show_default=True, help="Temperature; 0: greedy.")
 @click.option("--raw", is_flag=True, help="Do not apply the model's chat template.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@threads_option()
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
@@ -82,9 +85,7 @@ def main(**arguments: Any) -> int:
 
 
 def _calibrate(arguments: dict[str, Any]) -> None:
-    from ..engine.library import load_library
-
-    load_library()  # before anything else needs llama_cpp: its errors say what to do
+    open_library()
     from ..engine.identity import read_identity
     from ..profile.lookup import save_to_cache
     from ..profile.plot import save_picture, terminal_plot

@@ -20,6 +20,9 @@ from .errors import LibraryError
 ABI_VERSION = 2
 BINDINGS_VERSION = "0.3.36"
 
+#: GGML_MAX_N_THREADS: ggml crashes or hangs with more.
+MAX_THREADS = 512
+
 _REINSTALL = (
     "pip install --force-reinstall --no-deps PATH, where PATH is ReasonAlloc's folder or wheel file"
 )

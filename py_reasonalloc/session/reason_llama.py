@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from llama_cpp import _internals
 from llama_cpp import llama_cpp as bindings
 
@@ -22,15 +23,24 @@ from ..engine.errors import (
 )
 from ..engine.modelfile import check_model_file
 from ..engine.pieces import Pieces
-from ..engine.stats import KVStats, MemoryUse, engine_stats, read_memory_use, read_stats
+from ..engine.stats import (
+    KVStats,
+    MemoryUse,
+    engine_stats,
+    read_held_prefix,
+    read_memory_use,
+    read_stats,
+)
 from ..profile.files import Profile
-from .arguments import session_config
+from .arguments import check_threads, session_config
 from .config import BudgetConfig, kv_type_id
+from .foreign import Tolerant
 from .opening import pending_budget
 from .state import Restorable
+from .steering import Steerable
 
 
-class ReasonLlama(Restorable):
+class ReasonLlama(Restorable, Steerable, Tolerant):
     """A `llama_cpp.Llama` whose KV cache never holds more than budget + buffer tokens per head.
 
     Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
@@ -62,7 +72,8 @@ class ReasonLlama(Restorable):
     flash_attn : bool
         Needed for quantised V.
     type_k, type_v : str or int
-        Cache types: f32, f16 (default), bf16, q8_0, q4_0, or numbers of enum ggml_type.
+        Cache types: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, or
+        numbers of enum ggml_type.
     verbose : bool
         Let llama.cpp log to stderr.
     **kwargs
@@ -110,6 +121,7 @@ class ReasonLlama(Restorable):
         }
         alloc = {"layers": layers, "heads": heads, "profile": profile}
         self.config = session_config(model_path, budget, shared, alloc)
+        check_threads(kwargs)
         self._asked_ubatch = n_ubatch
         if self.config is not None:
             n_ubatch = min(n_ubatch, self.config.buffer)
@@ -324,7 +336,7 @@ class ReasonLlama(Restorable):
                 f"{self._n_ctx}"
             )
         if reset and self.config is not None:
-            self._protect(self.config.n_protect(len(tokens)))
+            self._protect(self._n_protectable(tokens))
         try:
             yield from super().generate(tokens, *args, **kwargs)
         except ContextFullError:
@@ -334,8 +346,31 @@ class ReasonLlama(Restorable):
         """Protect the first positions; a cache compressed under another protection is dropped."""
         c.check(c.ra_set_protect(self.ctx, n_protect))
         if n_protect != self._n_protect and engine_stats(self.ctx).n_evicted > 0:
-            self.clear()
+            n_held = read_held_prefix(self.ctx, bindings.llama_model_n_layer(self.model))
+            if n_protect < self._n_protect or n_held < min(n_protect, self.n_cached()):
+                self.clear()
         self._n_protect = n_protect
+
+    def _n_protectable(self, tokens: Sequence[int]) -> int:
+        """Return how many positions to protect for a prompt.
+
+        A conversation that goes on is not read again because a longer prompt has more to protect
+        than its first turn had: what every head still holds of it is protected then. With "all",
+        everything is.
+        """
+        assert self.config is not None
+        wanted = self.config.n_protect(len(tokens))
+        goes_on = 0 < self.n_tokens < len(tokens) and np.array_equal(
+            self.input_ids[: self.n_tokens], tokens[: self.n_tokens]
+        )
+        if self.config.protect_prompt == "all" or wanted <= self._n_protect or not goes_on:
+            return wanted
+        if engine_stats(self.ctx).n_evicted == 0:
+            return wanted
+        return max(
+            self._n_protect,
+            min(wanted, read_held_prefix(self.ctx, bindings.llama_model_n_layer(self.model))),
+        )
 
     # --- life time -------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from ... import __version__
 from ...engine.errors import ConfigError, ContextFullError
 from ...engine.identity import read_identity
-from ...engine.modelfile import encode_prompt, open_vocabulary, trained_context
+from ...engine.modelfile import open_vocabulary, trained_context
+from ...engine.prompts import encode_prompt
 from ...profile.lookup import resolve_profile
 from ...session.config import BudgetConfig
 from ...session.generate import Sampling

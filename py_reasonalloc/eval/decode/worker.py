@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...engine.modelfile import encode_prompt
+from ...engine.prompts import encode_prompt
 from ...engine.stats import engine_stats
 from ...session.generate import CONTEXT, LENGTH, STOP, Generation, Sampling
 from ...session.reason_llama import ReasonLlama
