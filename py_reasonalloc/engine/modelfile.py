@@ -122,12 +122,19 @@ def trained_context(model: Any) -> int:
     return n_ctx if n_ctx <= MAX_CONTEXT else 0
 
 
-def context_fault(path: str | os.PathLike[str], model: Any) -> str:
-    """Return what is wrong with the length in the file of a model that has no `trained_context`."""
+def context_fault(path: str | os.PathLike[str], model: Any, advice: str) -> str:
+    """Return what is wrong with the length in the file of a model that has no `trained_context`.
+
+    Parameters
+    ----------
+    advice : str
+        How to give a length instead, where that helps.
+    """
     n_ctx = _context_in_file(model)
     if n_ctx is None:
         return f"{path}: the file is damaged: it has no {_context_key(model)}"
-    return f"{path}: {_context_key(model)} = {n_ctx} cannot be the length of a context"
+    fault = f"{_context_key(model)} = {n_ctx} cannot be the length of a context"
+    return f"{path}: {fault}: {advice}"
 
 
 def _context_key(model: Any) -> str:

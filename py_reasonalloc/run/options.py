@@ -120,7 +120,7 @@ def plan_run(options: RunOptions, text: str | None) -> Plan:
     with open_vocabulary(options.model, options.verbose) as model:
         n_trained = trained_context(model)
         if n_trained == 0 and options.n_ctx == 0:
-            raise ModelFileError(f"{context_fault(options.model, model)}: pass --ctx N")
+            raise ModelFileError(context_fault(options.model, model, "pass --ctx N"))
         prompt: tuple[int, ...] = ()
         if text is not None:
             prompt = tuple(encode_prompt(model, text, options.raw, options.template_variables))

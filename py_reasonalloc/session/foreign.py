@@ -9,7 +9,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp import llama_cpp as bindings
 
-from ..engine.errors import ModelFileError
+from ..engine.errors import ModelFileError, UnsupportedError
 from ..engine.modelfile import context_fault, metadata_value, trained_context
 
 
@@ -45,6 +45,19 @@ def _token_text(model: Any, token: int) -> str:
 class Tolerant(llama_cpp.Llama):
     """A session that opens files with foreign bytes, and says what is wrong with others."""
 
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Turn text into tokens, as the base class does.
+
+        Raises
+        ------
+        UnsupportedError
+            The model's file has no tokenizer: only tokens can be given to it.
+        """
+        if self._model.vocab_type() == bindings.LLAMA_VOCAB_TYPE_NONE:
+            raise UnsupportedError(f"{self.model_path}: the file has no tokenizer: pass tokens")
+        tokens: list[int] = super().tokenize(text, add_bos, special)
+        return tokens
+
     @property
     def _model(self) -> Any:
         """The llama_cpp._internals.LlamaModel, set by the base constructor."""
@@ -57,4 +70,4 @@ class Tolerant(llama_cpp.Llama):
         self._opened_model = model
         asks_file = self.context_params.n_ctx == 0 and not self.model_params.vocab_only
         if asks_file and trained_context(model) == 0:
-            raise ModelFileError(f"{context_fault(self.model_path, model)}: pass n_ctx")
+            raise ModelFileError(context_fault(self.model_path, model, "pass n_ctx"))

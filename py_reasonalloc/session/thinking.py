@@ -39,8 +39,8 @@ class ThinkLimit:
     start : str or None
         What opens thinking; "": the text begins with it. None: what goes with `end`, or else "".
     end : str or None
-        What closes it. None: the first of `TAGS` in the chat template, or else that is one token of
-        the vocabulary, or else ``</think>``.
+        What is forced to close it. None: the first of `TAGS` in the chat template, or else that is
+        one token of the vocabulary, or else ``</think>``.
     """
 
     n_tokens: int
@@ -62,18 +62,20 @@ def thinking_tags(model: Any, limit: ThinkLimit) -> tuple[str, str]:
             return start or "", TAGS[0][1]
         return known[0] if start is None else start, known[1]
     if start is None:
-        start = next((opening for opening, closing in TAGS if closing == end.strip()), "")
+        start = next((opening for opening, closing in TAGS if closing in end), "")
     return start, end
 
 
 def _known_tags(model: Any) -> tuple[str, str] | None:
     template = chat_template(model) or ""
-    for tags in TAGS:
-        if tags[1] in template:
-            return tags
-    for tags in TAGS:
-        if len(tokenize(model, tags[1].encode(), add_special=False)) == 1:
-            return tags
+    for opening, closing in TAGS:
+        # many templates have an <|end|> that ends a message
+        if closing in template and (opening in template or "think" in closing.lower()):
+            return opening, closing
+    for opening, closing in TAGS:
+        is_telling = "think" in closing.lower()
+        if is_telling and len(tokenize(model, closing.encode(), add_special=False)) == 1:
+            return opening, closing
     return None
 
 
@@ -103,7 +105,10 @@ class Thinking:
         start, end = thinking_tags(llama._model, limit)
         self.forced = tokenize(llama._model, end.encode("utf-8"), add_special=False)
         self.n_thought, self.is_cut = 0, False
-        self._limit, self._start, self._end = limit.n_tokens, start.encode(), end.strip().encode()
+        self._limit, self._start = limit.n_tokens, start.encode()
+        # what is forced may say more than what the model writes when it ends by itself
+        closings = [closing for _, closing in TAGS if closing in end] or [end.strip()]
+        self._ends = [closing.encode() for closing in closings]
         self._pieces = llama.pieces(special=True)
         before = b"".join(self._pieces[token] for token in prompt[-_N_TAIL:]).rstrip()
         self._is_open = before.endswith(self._start)  # an empty tag: always
@@ -132,7 +137,7 @@ class Thinking:
         elif self._is_open:
             self._n_block += 1
             self.n_thought += 1
-            if self._end in self._tail:
+            if any(end in self._tail for end in self._ends):
                 self._is_open, self._tail = False, b""
         elif self._start and self._start in self._tail:
             self._is_open, self._n_block, self._tail = True, 0, b""
