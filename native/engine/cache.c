@@ -159,9 +159,9 @@ void ra_cache_clear(ra_cache * c) {
         ra_layer * l      = &c->layers[il];
         int32_t    offset = 0;
         for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
-            l->budget[ih]    = l->initial[ih];
-            l->offset[ih]    = offset;
-            l->used[ih]      = 0;
+            l->budget[ih] = l->initial[ih];
+            l->offset[ih] = offset;
+            l->used[ih]   = 0;
             offset += l->budget[ih] + c->settings.cfg.buffer;
         }
         l->is_planned   = false;

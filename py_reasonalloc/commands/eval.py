@@ -105,7 +105,11 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Per problem."
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of sampling and random eviction."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of sampling and random eviction.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: 1]")
 @threads_option(" of each process")

@@ -15,6 +15,7 @@ import click
 
 from .. import __version__
 from ..engine.errors import ConfigError
+from ..engine.usertext import path_text
 from ..output.console import open_library, run_command, threads_option
 from ..task.shipped import model_path
 
@@ -111,7 +112,7 @@ def _calibrate(arguments: dict[str, Any]) -> None:
         prompts = default_prompts(identity, settings.sampling.seed)
     else:
         prompts = read_prompts(arguments["prompt_file"])
-    name = identity.families[0] if output is None else Path(output).stem
+    name = identity.families[0] if output is None else path_text(Path(output).stem)
     profile = measure(model, prompts, settings, name, _command(arguments))
     if output is not None:
         profile.save(output)
@@ -124,10 +125,10 @@ def _calibrate(arguments: dict[str, Any]) -> None:
 
 def _command(arguments: dict[str, Any]) -> str:
     """Return the command that measures this profile, file names without their folders."""
-    words = ["reasonalloc-profile", Path(arguments["model"]).name]
+    words = ["reasonalloc-profile", path_text(Path(arguments["model"]).name)]
     for option, name in (("-o", "output"), ("--prompts", "prompt_file")):
         if arguments[name] is not None:
-            words += [option, Path(arguments[name]).name]
+            words += [option, path_text(Path(arguments[name]).name)]
     words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
     if arguments["horizon"] > 0:
         words.append(f"--horizon={arguments['horizon']}")

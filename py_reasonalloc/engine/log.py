@@ -59,7 +59,9 @@ class LogCapture:
         if level != _LEVEL_CONT:
             self._last_level = level
         if self.forward and self._former:
-            self._former(level, text, self._former_data)
+            # the bindings' callback takes nothing but UTF-8, and metadata may be anything
+            shown = text.decode("utf-8", errors="replace").encode("utf-8")
+            self._former(level, shown, self._former_data)
 
     def reason(self) -> str:
         """Return what the first error says, on one line without function names; "" if none."""
