@@ -17,7 +17,7 @@ from ..engine.library import MAX_THREADS, load_library
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 # arguments as checks name them: "seed = x is out of range", "xtc_probability needs a temperature"
-_ARGUMENT = re.compile(r"^\w+(?= = )|(?<!\S)\w+_\w+(?=[\s,:;]|$)")
+_ARGUMENT = re.compile(r"^\w+(?= = )|^\w+_\w+(?= needs | is empty)|(?<= needs )\w+(?= = )")
 
 
 def run_command(command: click.Command, name: str, arguments: list[str] | None = None) -> None:

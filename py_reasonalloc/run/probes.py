@@ -52,7 +52,7 @@ def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
     ConfigError
         It cannot be read, or holds no prompt or more than `MAX_PROMPTS`.
     """
-    lines = read_text(path, "prompts", _MAX_FILE_BYTES).split("\n")
+    lines = read_text(path, "list", _MAX_FILE_BYTES).split("\n")
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ConfigError(f"{path}: holds no prompt")

@@ -180,7 +180,9 @@ def test_other_commands_refuse_in_one_line_too(call, odd_files, tmp_path) -> Non
     prompts = tmp_path / "prompts.txt"
     prompts.write_bytes(b"one\ntw\xe9\n")
     done = call("profile", "demo", "-o", tmp_path / "p.json", "--prompts", prompts)
-    assert_refused(done, USAGE, "the prompts is not UTF-8|not UTF-8", "reasonalloc-profile")
+    assert_refused(
+        done, USAGE, r"prompts\.txt: the list is not UTF-8 text \(byte 7\)", "reasonalloc-profile"
+    )
 
 
 # --- standard output ------------------------------------------------------------------------------
