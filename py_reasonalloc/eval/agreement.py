@@ -8,15 +8,17 @@ from typing import Any
 from ..errors import ConfigError
 from .methods import profile_of
 from .results_lines import Results, shown
-from .rows import Row
 
 #: The common layer profile, and the protected prompt tokens: not every arm has them.
 PROFILE, PROTECT_PROMPT = "profile", "protect_prompt"
 _N_SHOWN = 3
 
 
-def profiles_of(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the layer profiles of rows: what their methods call them -> digest, where known."""
+def profiles_of(rows: Iterable[Any]) -> dict[str, str]:
+    """Return the layer profiles of rows: what their methods call them -> digest, where known.
+
+    Of rows of any format that say method and profile as `Row` does.
+    """
     profiles: dict[str, str] = {}
     for row in rows:
         name = profile_of(row.method)
