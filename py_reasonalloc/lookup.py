@@ -16,19 +16,19 @@ from .profiles import FORMAT_VERSION, Profile, load_profile, profiles_folder
 AUTO = "auto"
 
 
-def cache_folder() -> Path:
-    """Folder of the profiles that were calibrated here; need not exist.
-
-    Inside ``$REASONALLOC_CACHE_DIR``, else inside the user's cache folder.
-    """
+def cache_root() -> Path:
+    """Folder of everything that is kept: ``$REASONALLOC_CACHE_DIR``, else the user's own."""
     override = os.environ.get("REASONALLOC_CACHE_DIR")
     if override:
-        base = Path(override).expanduser()
-    else:
-        import platformdirs
+        return Path(override).expanduser()
+    import platformdirs
 
-        base = Path(platformdirs.user_cache_dir("reasonalloc", appauthor=False))
-    return base / f"profiles-{FORMAT_VERSION}"
+    return Path(platformdirs.user_cache_dir("reasonalloc", appauthor=False))
+
+
+def cache_folder() -> Path:
+    """Folder of the profiles that were calibrated here; need not exist."""
+    return cache_root() / f"profiles-{FORMAT_VERSION}"
 
 
 def cached_path(identity: ModelIdentity) -> Path:

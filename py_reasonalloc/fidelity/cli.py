@@ -156,6 +156,7 @@ def fidelity_command(**arguments: Any) -> int:
     from ..eval.results import read_results
     from ..profile_plot import check_picture
     from .plan import make_plan
+    from .recommend import check_target
     from .rows import FIDELITY
 
     arguments["text"] = (*arguments["text"], *arguments.pop("more"))
@@ -164,6 +165,8 @@ def fidelity_command(**arguments: Any) -> int:
     _check_targets(arguments, targets)
     if arguments["plot"] is not None:
         check_picture(str(arguments["plot"]))
+    if arguments["target_kl"] is not None:
+        check_target(arguments["target_kl"])
     there = None
     if path is not None and path.exists():
         there = read_results(path, form=FIDELITY)

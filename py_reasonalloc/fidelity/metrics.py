@@ -59,7 +59,8 @@ class Reference:
 
     Log-probabilities lie in a temporary file as float16 (n_vocab x 2 bytes a position) and are
     normalized again when they are read, so that they are a distribution: rounding then changes a
-    divergence by a few parts in a thousand, and that of the full cache from itself is below 1e-6.
+    divergence by less than a part in a hundred, and that of the full cache from itself, which is 0,
+    to less than 1e-5 (flat distributions; a mean over text is below 1e-6).
     The likeliest token, and the likelihood of the next one, are kept unrounded.
 
     Parameters

@@ -1,8 +1,10 @@
 """Teacher-forced reading: given tokens through one cache after the other, on weights loaded once.
 
-Many positions are decoded at once, but never across a compression: a piece ends where the cache is
-full, so that every compression happens at the position, and with the content, that it has when
-tokens come one by one.
+Several positions are decoded at once, but never across a compression: a piece ends where the cache
+is full, so that every compression happens at the position, and with the content, that it has when
+tokens come one by one. Pieces are short: from 64 tokens on, llama.cpp's attention on the CPU takes
+another path, which rounds differently (0.003 nats of KL on SmolLM2, as much as a method may gain);
+shorter pieces give, bit for bit, what a generated text gets.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from ..eval.methods import Setup
 from ..session import ReasonLlama
 from .metrics import Floats
 
-#: Most positions whose logits are held at once.
-N_ROWS = 128
+#: Most positions that are decoded at once.
+N_ROWS = 32
 
 
 class Stream:
