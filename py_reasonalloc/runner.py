@@ -53,6 +53,8 @@ class RunOptions:
         Leave out the chat template.
     trace : Path or None
         File to write every compression to; needs a budget.
+    recommended_by : str or None
+        Whose recommendation `config` and `kv_type` are.
     verbose : bool
         Let llama.cpp log.
     """
@@ -69,6 +71,7 @@ class RunOptions:
     sampling: Sampling = field(default_factory=Sampling)
     raw: bool = False
     trace: Path | None = None
+    recommended_by: str | None = None
     verbose: bool = False
 
 
@@ -245,6 +248,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "top_p": options.sampling.top_p,
         "model": str(options.model),
         "trace": None if options.trace is None else str(options.trace),
+        "recommended_by": options.recommended_by,
         "weights_bytes": memory.model_bytes,
         "compute_bytes": memory.compute_bytes,
     }

@@ -7,7 +7,6 @@ the same command goes on where it was).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,36 +21,6 @@ if TYPE_CHECKING:
 
 #: What is compared unless something else is asked for.
 METHODS, BUDGETS = "rkv,snapkv,streaming,random,pyramid-rkv", "128,256"
-
-
-def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what is compared, and how the model writes its own texts."""
-    options = [
-        click.option(
-            "--methods",
-            default=METHODS,
-            show_default=True,
-            help="NAME[+KEY=VALUE...][@BUDGET], separated by commas; see reasonalloc-eval "
-            "--list-methods.",
-        ),
-        click.option(
-            "--budgets",
-            default=BUDGETS,
-            show_default=True,
-            help="Tokens kept per layer and KV head.",
-        ),
-        click.option(
-            "--own-tokens",
-            type=click.IntRange(min=1),
-            default=1024,
-            show_default=True,
-            help="Most tokens of each text that the model writes.",
-        ),
-        click.option("--target-kl", type=float, help="Name the smallest cache that stays below."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command(
@@ -74,7 +43,28 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="With --own: use only so many prompts.",
 )
-@shared_options
+@click.option(
+    "--own-tokens",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="With --own: most tokens of each text.",
+)
+@click.option(
+    "--methods",
+    default=METHODS,
+    show_default=True,
+    help="NAME[+KEY=VALUE...][@BUDGET], separated by commas; see reasonalloc-eval --list-methods.",
+)
+@click.option(
+    "--budgets", default=BUDGETS, show_default=True, help="Tokens kept per layer and KV head."
+)
+@click.option(
+    "--target-kl",
+    type=float,
+    metavar="NATS",
+    help="Name the smallest cache whose KL stays below, upper end of the interval included.",
+)
 @click.option("-o", "--output", type=click.Path(), help="Results file (JSON Lines); resumed.")
 @click.option(
     "--max-tokens",

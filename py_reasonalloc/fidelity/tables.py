@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..eval.report_tables import MIB, aligned, escaped, filled, settings_text
 from ..inspect_view import printable
+from ..profiles import Recommendation
 from .report import ArmReport, Metric, Report
 from .rows import OWN, TEXT
 
@@ -44,7 +45,7 @@ def csv_table(report: Report) -> str:
     return stream.getvalue()
 
 
-def json_report(report: Report, recommendation: dict[str, Any] | None = None) -> str:
+def json_report(report: Report, recommendation: Recommendation | None = None) -> str:
     """Return everything as one JSON object: settings, arms (as in the CSV), notes."""
     value = {
         "settings": report.settings,
@@ -53,7 +54,7 @@ def json_report(report: Report, recommendation: dict[str, Any] | None = None) ->
             dict(zip(("distance", "nll_first", "nll_second"), row)) for row in report.copies_full
         ],
         "notes": list(report.notes),
-        "recommendation": recommendation,
+        "recommendation": None if recommendation is None else recommendation._asdict(),
     }
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
