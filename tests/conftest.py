@@ -61,6 +61,18 @@ def demo_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Path of a small real model, downloaded once; skips where it cannot be."""
+    from py_reasonalloc.engine.errors import ReasonAllocError
+    from py_reasonalloc.fidelity.smollm2 import model_path
+
+    try:
+        return model_path()
+    except ReasonAllocError as error:
+        pytest.skip(f"SmolLM2 is not at hand: {error}")
+
+
+@pytest.fixture(scope="session")
 def command() -> list[str]:
     """Return the real command: the installed console script, else the module it calls."""
     script = shutil.which("reasonalloc-run", path=str(Path(sys.executable).parent))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ..task.shipped import DEMO, DEMO_DEFAULTS, model_path
 
 if TYPE_CHECKING:
     from ..run.runner import RunOptions
+    from ..session.config import BudgetConfig
 
 
 #: `--window`, where the budget has room for it: wider than the paper's 8, see docs/evidence.md.
@@ -49,7 +51,12 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
     default=0,
     help="Most tokens to generate; 0 (default): until the model ends or its context does.",
 )
-@click.option("--budget", type=int, help="Tokens kept per layer and KV head.  [default: 256]")
+@click.option(
+    "--budget",
+    metavar="N|auto",
+    help="Tokens kept per layer and KV head; auto: method, budget and cache type that a profile of "
+    "the model recommends, see reasonalloc-profile --recommend.  [default: 256]",
+)
 @click.option(
     "--no-budget", is_flag=True, help="Use llama.cpp's own cache, which keeps everything."
 )
@@ -100,9 +107,7 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
 )
 @click.option(
     "--kv-type",
-    default="f16",
-    show_default=True,
-    help="Type of the cache: f32, f16, bf16, q8_0, q4_0.",
+    help="Type of the cache: f32, f16, bf16, q8_0, q4_0.  [default: f16]",
 )
 @click.option("--ctx", type=click.IntRange(min=1), help="Context in tokens.  [default: as trained]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
@@ -166,11 +171,19 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     def chosen(name: str) -> Any:
         return defaults.get(name) if arguments[name] is None else arguments[name]
 
+    model = model_path(arguments["model"])
+    is_auto = arguments["budget"] == "auto"
+    arguments = {**arguments, "budget": None if is_auto else _budget(arguments["budget"])}
+    kv_type, recommended_by = arguments["kv_type"] or "f16", None
     direct = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt")
     given = {name: chosen(name) for name in direct if chosen(name) is not None}
     names = (*direct, "layers", "heads", "profile")
     config, profile = None, None
-    if not arguments["no_budget"]:
+    if is_auto:
+        config, kv_type, recommended_by = _recommended(arguments, model)
+        protect = _protect_prompt(given.get("protect_prompt", "auto"))
+        config = replace(config, protect_prompt=protect, policy_seed=arguments["seed"])
+    elif not arguments["no_budget"]:
         profile = _allocation(arguments, given)
         given |= _settings(arguments["settings"])
         given["protect_prompt"] = _protect_prompt(given.get("protect_prompt", "auto"))
@@ -184,11 +197,11 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         raise ConfigError(f"--no-budget and --{first.replace('_', '-')} exclude each other")
     temp = chosen("temp")
     return RunOptions(
-        model=model_path(arguments["model"]),
+        model=model,
         config=config,
         profile=profile,
         needs_profile=arguments["layers"] == "wave",
-        kv_type=arguments["kv_type"],
+        kv_type=kv_type,
         n_ctx=arguments["ctx"] or 0,
         max_tokens=arguments["max_tokens"],
         n_threads=arguments["threads"] or 0,
@@ -200,8 +213,30 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         ),
         raw=arguments["raw"],
         trace=_trace(arguments),
+        recommended_by=recommended_by,
         verbose=arguments["verbose"],
     )
+
+
+def _budget(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise ConfigError(f"budget = {text!r} must be a number of tokens, or auto") from None
+
+
+def _recommended(arguments: dict[str, Any], model: Path) -> tuple[BudgetConfig, str, str]:
+    """Return the cache that a profile of the model recommends, its type, and which profile does."""
+    from ..fidelity.recommend import recommended_cache
+
+    names = ("no_budget", "policy", "layers", "heads", "buffer", "sinks", "window", "kv_type")
+    for name in (*names, "settings"):
+        if arguments[name]:
+            option = {"settings": "set"}.get(name, name).replace("_", "-")
+            raise ConfigError(f"--budget auto and --{option} exclude each other")
+    if arguments["profile"] in ("none", "calibrate"):
+        raise ConfigError(f"--budget auto and --profile {arguments['profile']} exclude each other")
+    return recommended_cache(model, arguments["profile"] or "auto")
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -321,6 +356,7 @@ def _dry_run(options: RunOptions, text: str | None, as_json: bool) -> int:
         asked, options = options.profile, settle(options, plan)
         result = dry_run(options, plan)
     fields = asdict(result) | allocation(options.config)
+    fields["recommended_by"] = options.recommended_by
     _write((json.dumps(fields) if as_json else dry_run_table(result, options, asked)) + "\n")
     return 0
 

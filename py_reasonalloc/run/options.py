@@ -43,6 +43,8 @@ class RunOptions:
         Leave out the chat template.
     trace : Path or None
         File to write every compression to; needs a budget.
+    recommended_by : str or None
+        Whose recommendation `config` and `kv_type` are.
     verbose : bool
         Let llama.cpp log.
     """
@@ -59,6 +61,7 @@ class RunOptions:
     sampling: Sampling = field(default_factory=Sampling)
     raw: bool = False
     trace: Path | None = None
+    recommended_by: str | None = None
     verbose: bool = False
 
 

@@ -120,6 +120,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "top_p": options.sampling.top_p,
         "model": str(options.model),
         "trace": None if options.trace is None else str(options.trace),
+        "recommended_by": options.recommended_by,
         "weights_bytes": memory.model_bytes,
         "compute_bytes": memory.compute_bytes,
     }
