@@ -63,13 +63,9 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Path of a small real model, downloaded once; skips where it cannot be."""
-    from py_reasonalloc.engine.errors import ReasonAllocError
-    from py_reasonalloc.fidelity.smollm2 import model_path
+    from smollm2 import smollm2_path
 
-    try:
-        return model_path()
-    except ReasonAllocError as error:
-        pytest.skip(f"SmolLM2 is not at hand: {error}")
+    return smollm2_path()
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ add_dependencies(reasonalloc ${libraries})
 install(TARGETS ${libraries}
         LIBRARY DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc
         RUNTIME DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc
-        ARCHIVE DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc_unused EXCLUDE_FROM_ALL
+        ARCHIVE DESTINATION "${platlib}/llama_cpp/lib" COMPONENT reasonalloc # import libraries
         PUBLIC_HEADER DESTINATION "include" COMPONENT reasonalloc_unused EXCLUDE_FROM_ALL)
 
 # ggml's CPU library needs the compiler's OpenMP runtime, which not every machine has.
@@ -52,7 +52,20 @@ endif()
 install(DIRECTORY "${REASONALLOC_LLAMA_DIR}/llama_cpp" DESTINATION "${platlib}"
         COMPONENT reasonalloc PATTERN "__pycache__" EXCLUDE)
 
-install(FILES "${native}/include/reasonalloc.h"
-        DESTINATION "${platlib}/py_reasonalloc/include" COMPONENT reasonalloc)
+# For programs in C: headers, a CMake package, a pkg-config file. They find each other by their
+# places relative to one another, so that the installed folder may be moved.
+set(package "${CMAKE_CURRENT_LIST_DIR}/package")
+file(GLOB headers CONFIGURE_DEPENDS "${native}/include/*.h" "${llama_tree}/include/*.h"
+     "${llama_tree}/ggml/include/*.h")
+install(FILES ${headers} DESTINATION "${platlib}/py_reasonalloc/include" COMPONENT reasonalloc)
+include(CMakePackageConfigHelpers)
+write_basic_package_version_file("${CMAKE_BINARY_DIR}/reasonalloc-config-version.cmake"
+                                 VERSION "${PROJECT_VERSION}" COMPATIBILITY SameMinorVersion)
+configure_file("${package}/reasonalloc.pc.in" "${CMAKE_BINARY_DIR}/reasonalloc.pc" @ONLY)
+install(FILES "${package}/reasonalloc-config.cmake"
+              "${CMAKE_BINARY_DIR}/reasonalloc-config-version.cmake"
+        DESTINATION "${platlib}/py_reasonalloc/cmake" COMPONENT reasonalloc)
+install(FILES "${CMAKE_BINARY_DIR}/reasonalloc.pc"
+        DESTINATION "${platlib}/py_reasonalloc/pkgconfig" COMPONENT reasonalloc)
 install(DIRECTORY "${CMAKE_SOURCE_DIR}/profiles" DESTINATION "${platlib}/py_reasonalloc"
         COMPONENT reasonalloc OPTIONAL FILES_MATCHING PATTERN "*.json")

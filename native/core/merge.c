@@ -15,11 +15,22 @@ int32_t ra_merge_find_target(int32_t n_kv, const uint8_t * can_take, const float
 
 float ra_twin_cosine(int32_t n_kv, int32_t j, int32_t first, const float * mass,
                      const float * cos) {
-    float best = -1.0f;
-    for (int32_t i = first; i < n_kv; ++i) {
-        best = i != j && mass[i] > mass[j] && cos[i] > best ? cos[i] : best;
+    const float own     = mass[j];
+    float       lane[8] = { -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f };
+    int32_t     i       = first;
+    for (; i + 8 <= n_kv; i += 8) {
+        for (int32_t k = 0; k < 8; ++k) {
+            const float c = mass[i + k] > own ? cos[i + k] : -1.0f;
+            lane[k]       = c > lane[k] ? c : lane[k];
+        }
     }
-    return best < 1.0f ? best : 1.0f;
+    for (; i < n_kv; ++i) {
+        lane[0] = mass[i] > own && cos[i] > lane[0] ? cos[i] : lane[0];
+    }
+    for (int32_t k = 1; k < 8; ++k) {
+        lane[0] = lane[k] > lane[0] ? lane[k] : lane[0];
+    }
+    return lane[0] < 1.0f ? lane[0] : 1.0f;
 }
 
 void ra_merge_shares(int32_t n_kv, const int32_t * target, const float * mass, float bias_max,

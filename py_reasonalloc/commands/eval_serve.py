@@ -53,7 +53,7 @@ def serve_command(
     path = model_path(model)
     n_threads = threads or os.cpu_count() or 1
     with (
-        LogCapture(forward=False),
+        LogCapture(forward=False, all_threads=True),
         ModelServer(host, port, path, n_threads, gpu_layers, ctx) as server,
     ):
         click.echo(f"serving {path.name} at {server.url}")

@@ -20,6 +20,9 @@ from .errors import LibraryError
 ABI_VERSION = 3
 BINDINGS_VERSION = "0.3.36"
 
+#: Local version of the entry llama-cpp-python that this package installs with itself.
+OWN_BINDINGS = "+reasonalloc"
+
 _REINSTALL = (
     "pip install --force-reinstall --no-deps PATH, where PATH is ReasonAlloc's folder or wheel file"
 )
@@ -37,9 +40,11 @@ def _advice() -> str:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
         return f"Install ReasonAlloc again: {_REINSTALL}"
+    if version.endswith(OWN_BINDINGS):
+        return f"Something overwrote the llama_cpp package. Install ReasonAlloc again: {_REINSTALL}"
     return (
-        f"llama-cpp-python {version} is installed too and has overwritten the llama_cpp package "
-        "that ReasonAlloc brings. Remove it and install ReasonAlloc again: "
+        f"llama-cpp-python {version} has overwritten the llama_cpp package that ReasonAlloc "
+        "brings. Remove it and install ReasonAlloc again: "
         f"pip uninstall -y llama-cpp-python; {_REINSTALL}"
     )
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..engine.errors import ConfigError
+from llama_cpp import Llama
+
+from ..engine.errors import ConfigError, ModelFileError
 from ..engine.modelfile import check_model_file
 from ..profile.lookup import resolve_profile
 from .config import BudgetConfig
@@ -46,3 +51,46 @@ def session_config(
         layers = layers or ("uniform" if profile is None else "wave")
     heads = heads or ("uniform" if wanted is None else "adaptive")
     return BudgetConfig(budget=budget, **shared, layers=layers, heads=heads, profile=profile)
+
+
+def check_keywords(own: Callable[..., None], given: Mapping[str, Any]) -> None:
+    """Refuse arguments that neither a session's constructor nor that of `llama_cpp.Llama` has.
+
+    Parameters
+    ----------
+    own : callable
+        The constructor; the nearest name may be one of its own.
+    given : mapping
+        What is left for `llama_cpp.Llama`.
+
+    Raises
+    ------
+    TypeError
+        With the nearest name; the base class would swallow the argument.
+    """
+    of_base = inspect.signature(Llama.__init__).parameters
+    known = [
+        name
+        for name, parameter in {**of_base, **inspect.signature(own).parameters}.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name != "self"
+    ]
+    for name in given:
+        if name not in of_base or of_base[name].kind is inspect.Parameter.VAR_KEYWORD:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"a session has no argument {name!r}{hint}")
+
+
+def check_paths(given: Mapping[str, Any]) -> None:
+    """Refuse adapter files that are not there or no GGUF, and a base model that is not there.
+
+    Raises
+    ------
+    ModelFileError
+        The base class would go on without them.
+    """
+    if given.get("lora_path") is not None:
+        check_model_file(given["lora_path"])
+    base = given.get("lora_base")
+    if base is not None and not os.path.exists(base):
+        raise ModelFileError(f"{base}: no such file")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..engine import bindings as c
-from ..engine.errors import ContextError, ReasonAllocError, error_from_status
-from ..engine.log import LogCapture
+from ..engine.errors import ContextError, ModelFileError, ReasonAllocError, error_from_status
+from ..engine.log import LogCapture, keep_descriptors
 from ..engine.modelfile import load_failure
 
 
@@ -35,11 +35,16 @@ def pending_budget(
     ReasonAllocError
         What the base class raised, by its type; anything else is let through.
     """
-    with LogCapture(forward=verbose) as log:
+    with LogCapture(forward=verbose) as log, keep_descriptors():
         try:
             if session.config is not None:
                 c.check(c.ra_configure_next(ctypes.byref(session.config.to_native())))
             yield
+            if session.lora_path is not None and not session._lora_adapter:
+                reason = log.reason() or "llama.cpp gave no reason"
+                raise ModelFileError(
+                    f"{session.lora_path}: no LoRA adapter for this model: {reason}"
+                )
         except ValueError as error:
             failure = _failure(session, path, str(error), log)
             session.close()

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from llama_cpp import _internals
 from llama_cpp import llama_cpp as bindings
 
@@ -16,7 +17,6 @@ from ..engine import bindings as c
 from ..engine.errors import (
     ComputeError,
     ConfigError,
-    ContextError,
     ContextFullError,
     UnsupportedError,
 )
@@ -24,12 +24,24 @@ from ..engine.modelfile import check_model_file
 from ..engine.pieces import Pieces
 from ..engine.stats import KVStats, MemoryUse, engine_stats, read_memory_use, read_stats
 from ..profile.files import Profile
-from .arguments import session_config
+from .arguments import check_keywords, check_paths, session_config
 from .config import BudgetConfig, kv_type_id
+from .guard import guarded
 from .opening import pending_budget
+from .rows import reserve_rows
 from .state import Restorable
 
+#: Arguments that go with the stock cache only.
+NEED_STOCK = {
+    "draft_model": "needs the stock cache",
+    "embedding": "takes several sequences, which only the stock cache holds",
+}
 
+#: Length of a context that is made for its vocabulary alone; the default of `llama_cpp.Llama`.
+VOCAB_N_CTX = 512
+
+
+@guarded
 class ReasonLlama(Restorable):
     """A `llama_cpp.Llama` whose KV cache never holds more than budget + buffer tokens per head.
 
@@ -37,6 +49,9 @@ class ReasonLlama(Restorable):
     silent by default (``verbose=False``), flash attention is on, and the context is as long as the
     model was trained for (``n_ctx=0``), which costs no cache memory with a budget. Speculative
     decoding (``draft_model``) and several sequences (``embedding=True``) need the stock cache.
+
+    A session may be used from several threads: calls take turns (`py_reasonalloc.session.turns`).
+    In a forked process it raises ContextError, and so does every call once it is closed.
 
     Parameters
     ----------
@@ -66,18 +81,21 @@ class ReasonLlama(Restorable):
     verbose : bool
         Let llama.cpp log to stderr.
     **kwargs
-        Of `llama_cpp.Llama`.
+        Of `llama_cpp.Llama`. With ``logits_all=True`` rows of logits are allocated as tokens come.
 
     Raises
     ------
     ModelFileError, ConfigError, BudgetError, NotFoundError, UnsupportedError, ContextError
         All of them are a `ValueError`.
+    TypeError
+        No argument has such a name.
     """
 
     config: BudgetConfig | None
     n_tokens: int
     _n_ctx: int
     _ctx: Any
+    _logits_all: bool
 
     def __init__(
         self,
@@ -101,6 +119,9 @@ class ReasonLlama(Restorable):
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
+        self._guard()
+        check_keywords(ReasonLlama.__init__, kwargs)
+        check_paths(kwargs)
         shared: dict[str, Any] = {
             "policy": policy,
             "buffer": buffer,
@@ -113,11 +134,15 @@ class ReasonLlama(Restorable):
         self._asked_ubatch = n_ubatch
         if self.config is not None:
             n_ubatch = min(n_ubatch, self.config.buffer)
-            if kwargs.get("draft_model") is not None:
-                raise UnsupportedError("draft_model needs the stock cache: pass budget=None")
+            for name, why in NEED_STOCK.items():
+                if kwargs.get(name):
+                    raise UnsupportedError(f"{name} {why}: pass budget=None")
         self._n_protect = 0 if self.config is None else self.config.to_native().n_protect
         self._decode_error = ""
         self._pieces: dict[bool, Pieces] = {}
+        if kwargs.get("vocab_only") and n_ctx == 0:
+            n_ctx = VOCAB_N_CTX  # without its hyperparameters a model has no trained length
+        logits_all = kwargs.pop("logits_all", False)
         kwargs.update(
             n_ctx=n_ctx,
             n_batch=n_batch,
@@ -128,6 +153,9 @@ class ReasonLlama(Restorable):
             verbose=verbose,
         )
         self._open(check_model_file(model_path), kwargs)
+        # The base class would allocate n_ctx rows.
+        self._logits_all = self._logits_all or logits_all
+        self.scores = np.zeros((1, self._n_vocab), dtype=np.single)
         # llama.cpp rounds the context up to a multiple of 256; the base class has room for n_ctx.
         self._n_ctx = min(self._n_ctx, len(self.input_ids))
 
@@ -157,7 +185,6 @@ class ReasonLlama(Restorable):
         ConfigError, BudgetError, UnsupportedError, ContextError
             The session is closed if no context could be made.
         """
-        self._require_open()
         config = BudgetConfig(budget=budget) if isinstance(budget, int) else budget
         types = {"type_k": type_k, "type_v": type_v}
         ids = {name: kv_type_id(kind) for name, kind in types.items() if kind is not None}
@@ -192,26 +219,22 @@ class ReasonLlama(Restorable):
         NotFoundError
             The session has no budget.
         """
-        self._require_open()
         return read_stats(self.ctx, bindings.llama_model_n_layer(self.model))
 
     def memory_use(self) -> MemoryUse:
         """Return the bytes of weights, cache and buffers, as the engine reports them."""
-        self._require_open()
         return read_memory_use(self.ctx, self.config is not None)
 
     # --- text ------------------------------------------------------------------------------------
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Turn text into tokens, as the base class does; ContextError if the session is closed."""
-        self._require_open()
         return super().tokenize(text, add_bos, special)
 
     def detokenize(
         self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
     ) -> bytes:
         """Turn tokens into text, as the base class does; ContextError if the session is closed."""
-        self._require_open()
         if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
             return super().detokenize(tokens, prev_tokens, special)
         pieces = self.pieces(special)
@@ -237,7 +260,6 @@ class ReasonLlama(Restorable):
         ComputeError
             The decode failed or was aborted. The session holds what was decoded before.
         """
-        self._require_open()
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise ContextFullError(
                 f"{self.n_tokens} + {len(tokens)} tokens exceed the context of {self._n_ctx}"
@@ -264,6 +286,8 @@ class ReasonLlama(Restorable):
     def _decode(self, tokens: Sequence[int]) -> None:
         start, former_error = self.n_tokens, c.last_error()
         self._requires_eval = True
+        if self._logits_all:
+            reserve_rows(self, start + len(tokens))
         try:
             super().eval(tokens)
         except BaseException as error:
@@ -312,7 +336,6 @@ class ReasonLlama(Restorable):
         BudgetError
             The budget cannot hold the protected prompt.
         """
-        self._require_open()
         tokens = list(tokens)
         reset = args[6] if len(args) > 6 else kwargs.get("reset", True)
         n_before = 0 if reset else self.n_tokens
@@ -345,15 +368,6 @@ class ReasonLlama(Restorable):
         self._n_protect = n_protect
 
     # --- life time -------------------------------------------------------------------------------
-
-    def _require_open(self) -> None:
-        if getattr(self, "_ctx", None) is None or self._ctx.ctx is None:
-            raise ContextError("the session is closed")
-
-    def close(self) -> None:
-        """Free model and context; may be called twice."""
-        if getattr(self, "_stack", None) is not None:
-            super().close()
 
     def __enter__(self) -> ReasonLlama:
         return self

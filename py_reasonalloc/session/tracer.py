@@ -21,6 +21,7 @@ from ..engine.errors import ConfigError
 from ..engine.stats import engine_stats
 from ..trace.format import Compression, Header, Held, LayerCompression, State, runs_of
 from ..trace.write import TraceWriter
+from .guard import Guarded
 
 
 @contextlib.contextmanager
@@ -147,8 +148,8 @@ class Tracer:
         self._callback = None  # it refers to self: without it the session is freed at once
 
 
-class Traceable(llama_cpp.Llama):
-    """A `llama_cpp.Llama` whose compressions can be watched. Costs nothing while they are not."""
+class Traceable(Guarded):
+    """A session whose compressions can be watched. Costs nothing while they are not."""
 
     _tracer: Tracer | None = None
 

@@ -268,7 +268,7 @@ def test_closed_session(make_gguf) -> None:
         ({"type_k": 7}, UnsupportedError, "not supported with a budget"),
         ({"type_v": "q8_0", "flash_attn": False}, ContextError, "flash"),
         ({"draft_model": lambda ids: ids}, UnsupportedError, "draft_model"),
-        ({"embedding": True}, ContextError, "one sequence"),
+        ({"embedding": True}, UnsupportedError, "embedding takes several sequences"),
         ({"budget": BudgetConfig(budget=64, layers=[64])}, ContextError, "layer_budgets"),
     ],
 )
