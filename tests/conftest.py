@@ -61,6 +61,14 @@ def demo_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Path of a small real model, downloaded once; skips where it cannot be."""
+    from smollm2 import smollm2_path
+
+    return smollm2_path()
+
+
+@pytest.fixture(scope="session")
 def command() -> list[str]:
     """Return the real command: the installed console script, else the module it calls."""
     script = shutil.which("reasonalloc-run", path=str(Path(sys.executable).parent))

@@ -17,6 +17,7 @@ import click
 from .. import __version__
 from ..engine.errors import ConfigError
 from ..output.console import open_library, run_command, threads_option
+from .eval_fidelity import fidelity_command
 from .eval_report import report_command
 from .eval_serve import serve_command
 
@@ -41,7 +42,8 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="reasonalloc-eval report RESULTS.jsonl prints the table again; reasonalloc-eval serve "
-    "MODEL lets another machine decode here. Both have a --help of their own.",
+    "MODEL lets another machine decode here; reasonalloc-eval fidelity MODEL --text FILES compares "
+    "caches on plain text, without problems or answers. Each has a --help of its own.",
 )
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=click.Path(), help="Results file (JSON Lines); resumed.")
@@ -203,7 +205,7 @@ def _solve(
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of `reasonalloc-eval`: never returns, shows no traceback for bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"report": report_command, "serve": serve_command}
+    commands = {"report": report_command, "serve": serve_command, "fidelity": fidelity_command}
     if arguments and arguments[0] in commands:
         run_command(commands[arguments[0]], f"reasonalloc-eval {arguments[0]}", arguments[1:])
     run_command(main, "reasonalloc-eval", arguments)

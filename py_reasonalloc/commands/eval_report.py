@@ -93,14 +93,15 @@ def print_report(
     sys.stdout.write(text_table(report))
     sys.stdout.flush()
     if markdown is not None:
-        _write(markdown, markdown_table(report))
+        write_text(markdown, markdown_table(report))
     if csv is not None:
-        _write(csv, csv_table(report))
+        write_text(csv, csv_table(report))
     if plot is not None:
         save_plot(report, str(plot))
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file; ConfigError if it cannot be."""
     try:
         with path.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,17 @@ import click
 from .. import __version__
 from ..engine.errors import ConfigError
 from ..engine.usertext import path_text
-from ..output.console import open_library, run_command, threads_option
+from ..output.console import EXIT_FAILURE, open_library, run_command, threads_option
 from ..task.shipped import model_path
 
 if TYPE_CHECKING:
-    pass
+    from ..profile.files import Profile
+
+
+#: What --recommend compares unless something else is asked for.
+RECOMMEND_METHODS = "rkv,rkv+kv=q8_0,reasonalloc,reasonalloc+kv=q8_0"
+RECOMMEND_BUDGETS = "64,96,128,192,256,384"
+RECOMMEND_KL = 0.1
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -53,6 +60,25 @@ if TYPE_CHECKING:
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
 @click.option("--cache", is_flag=True, help="Keep the profile for reasonalloc-run, too.")
+@click.option(
+    "--recommend",
+    is_flag=True,
+    help="Find the smallest cache that keeps the model's own text close to the full cache's, too, "
+    "and write it into the profile: reasonalloc-run --budget auto takes it.",
+)
+@click.option(
+    "--target-kl",
+    type=float,
+    metavar="NATS",
+    help="With --recommend: how close, see reasonalloc-eval fidelity.  [default: 0.1]",
+)
+@click.option(
+    "--methods",
+    help=f"With --recommend: what to compare.  [default: {RECOMMEND_METHODS}]",
+)
+@click.option("--budgets", help=f"With --recommend.  [default: {RECOMMEND_BUDGETS}]")
+@click.option("--buffer", type=int, help="With --recommend.  [default: 128; demo: 16]")
+@click.option("--window", type=int, help="With --recommend.  [default: 16]")
 @click.option("--plot", metavar="FILE", help="Draw it into a .png, .svg or .pdf (matplotlib).")
 @click.option(
     "--compare",
@@ -72,6 +98,9 @@ def main(**arguments: Any) -> int:
         from ..output.picture import check_picture
 
         check_picture(arguments["plot"])
+    for name in ("target_kl", "methods", "budgets", "buffer", "window"):
+        if arguments[name] is not None and not arguments["recommend"]:
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --recommend")
     if arguments["compare"]:
         if arguments["model"] is not None or arguments["output"] is not None:
             raise ConfigError("--compare takes two profiles, no model and no -o")
@@ -81,11 +110,10 @@ def main(**arguments: Any) -> int:
         raise ConfigError("no model: pass a GGUF file, or demo")
     if arguments["output"] is None and not arguments["cache"]:
         raise ConfigError("nowhere to write the profile to: pass -o FILE or --cache")
-    _calibrate(arguments)
-    return 0
+    return _calibrate(arguments)
 
 
-def _calibrate(arguments: dict[str, Any]) -> None:
+def _calibrate(arguments: dict[str, Any]) -> int:
     open_library()
     from ..engine.identity import read_identity
     from ..profile.lookup import save_to_cache
@@ -112,8 +140,16 @@ def _calibrate(arguments: dict[str, Any]) -> None:
         prompts = default_prompts(identity, settings.sampling.seed)
     else:
         prompts = read_prompts(arguments["prompt_file"])
+    if arguments["recommend"]:
+        from ..fidelity.recommend import check_target
+
+        check_target(_target(arguments))
     name = identity.families[0] if output is None else path_text(Path(output).stem)
     profile = measure(model, prompts, settings, name, _command(arguments))
+    is_missing = False
+    if arguments["recommend"]:
+        profile = _recommend(arguments, profile)
+        is_missing = profile.recommendation is None
     if output is not None:
         profile.save(output)
     if arguments["cache"]:
@@ -121,6 +157,36 @@ def _calibrate(arguments: dict[str, Any]) -> None:
     click.echo(terminal_plot(profile))
     if arguments["plot"]:
         save_picture([profile], arguments["plot"])
+    return EXIT_FAILURE if is_missing else 0
+
+
+def _target(arguments: dict[str, Any]) -> float:
+    return RECOMMEND_KL if arguments["target_kl"] is None else float(arguments["target_kl"])
+
+
+def _recommend(arguments: dict[str, Any], profile: Profile) -> Profile:
+    """Return the profile with the smallest cache that is close enough, if there is one."""
+    from .eval_fidelity import recommend_for
+
+    options = [
+        f"--methods={arguments['methods'] or RECOMMEND_METHODS}",
+        f"--budgets={arguments['budgets'] or RECOMMEND_BUDGETS}",
+        f"--own-tokens={arguments['steps']}",
+        f"--seed={arguments['seed']}",
+        f"--temp={arguments['temp']}",
+        f"--gpu-layers={arguments['gpu_layers']}",
+    ]
+    for option, name in (("prompts", "prompt_file"), ("threads", "threads")):
+        if arguments[name] is not None:
+            options.append(f"--{option}={arguments[name]}")
+    for name in ("buffer", "window"):
+        if arguments[name] is not None:
+            options.append(f"--{name}={arguments[name]}")
+    options += ["--raw"] if arguments["raw"] else []
+    found = recommend_for(
+        arguments["model"], profile, options, _target(arguments), _command(arguments)
+    )
+    return replace(profile, recommendation=found)
 
 
 def _command(arguments: dict[str, Any]) -> str:
@@ -132,6 +198,11 @@ def _command(arguments: dict[str, Any]) -> str:
     words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
     if arguments["horizon"] > 0:
         words.append(f"--horizon={arguments['horizon']}")
+    if arguments["recommend"]:
+        words += ["--recommend", f"--target-kl={_target(arguments):g}"]
+        for name in ("methods", "budgets", "buffer", "window"):
+            if arguments[name] is not None:
+                words.append(f"--{name}={arguments[name]}")
     return shlex.join([*words, *(["--raw"] if arguments["raw"] else [])])[:1000]
 
 

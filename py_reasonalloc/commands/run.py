@@ -104,6 +104,7 @@ def _dry_run(options: RunOptions, text: str | None, as_json: bool) -> int:
         asked, options = options.profile, settle(options, plan)
         result = dry_run(options, plan)
     fields = asdict(result) | allocation(options.config)
+    fields["recommended_by"] = options.recommended_by
     _write((json.dumps(fields) if as_json else dry_run_table(result, options, asked)) + "\n")
     return 0
 

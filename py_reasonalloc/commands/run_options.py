@@ -74,7 +74,12 @@ prompt_options = _options(
     ),
 )
 budget_options = _options(
-    click.option("--budget", type=int, help="Tokens kept per layer and KV head.  [default: 256]"),
+    click.option(
+        "--budget",
+        metavar="N|auto",
+        help="Tokens kept per layer and KV head; auto: method, budget and cache type that a profile "
+        "of the model recommends, see reasonalloc-profile --recommend.  [default: 256]",
+    ),
     click.option(
         "--no-budget", is_flag=True, help="Use llama.cpp's own cache, which keeps everything."
     ),
@@ -127,9 +132,8 @@ budget_options = _options(
     ),
     click.option(
         "--kv-type",
-        default="f16",
-        show_default=True,
-        help="Type of the cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.",
+        help="Type of the cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.  "
+        "[default: f16]",
     ),
 )
 model_options = _options(

@@ -42,7 +42,11 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     from ..session.config import BudgetConfig, kv_type_id
     from ..session.steering import Sampling
 
-    kv_type_id(arguments["kv_type"])
+    kv_type_id(arguments["kv_type"] or "f16")
+    model = model_path(arguments["model"])
+    is_auto = arguments["budget"] == "auto"
+    arguments = {**arguments, "budget": None if is_auto else _number(arguments["budget"])}
+    kv_type, recommended_by = (arguments["kv_type"] or "f16").lower(), None
     defaults = DEMO_DEFAULTS if is_demo else {}
     seed = chosen_seed(arguments["seed"])
 
@@ -53,7 +57,11 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     given = {name: chosen(name) for name in direct if chosen(name) is not None}
     names = (*direct, "layers", "heads", "profile")
     config, profile = None, None
-    if not arguments["no_budget"]:
+    if is_auto:
+        config, kv_type, recommended_by = _recommended(arguments, model)
+        protect = _protect_prompt(given.get("protect_prompt", "auto"))
+        config = dataclasses.replace(config, protect_prompt=protect, policy_seed=seed)
+    elif not arguments["no_budget"]:
         profile = _allocation(arguments, given)
         settings = _settings(arguments["settings"])
         given |= settings
@@ -68,11 +76,11 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         raise ConfigError(f"--no-budget and --{first.replace('_', '-')} exclude each other")
     temp = Sampling.temp if chosen("temp") is None else chosen("temp")
     return RunOptions(
-        model=model_path(arguments["model"]),
+        model=model,
         config=config,
         profile=profile,
         needs_profile=arguments["layers"] == "wave",
-        kv_type=arguments["kv_type"].lower(),
+        kv_type=kv_type,
         n_ctx=arguments["ctx"] or 0,
         max_tokens=arguments["max_tokens"],
         n_threads=arguments["threads"] or 0,
@@ -83,8 +91,30 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         raw=arguments["raw"],
         template_variables=dict(map(read_variable, arguments["template_vars"])),
         trace=_trace(arguments),
+        recommended_by=recommended_by,
         verbose=arguments["verbose"],
     )
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise ConfigError(f"--budget = {text!r} must be a number of tokens, or auto") from None
+
+
+def _recommended(arguments: dict[str, Any], model: Path) -> tuple[BudgetConfig, str, str]:
+    """Return the cache that a profile of the model recommends, its type, and which profile does."""
+    from ..fidelity.recommend import recommended_cache
+
+    names = ("no_budget", "policy", "layers", "heads", "buffer", "sinks", "window", "kv_type")
+    for name in (*names, "settings"):
+        if arguments[name]:
+            option = {"settings": "set"}.get(name, name).replace("_", "-")
+            raise ConfigError(f"--budget auto and --{option} exclude each other")
+    if arguments["profile"] in ("none", "calibrate"):
+        raise ConfigError(f"--budget auto and --profile {arguments['profile']} exclude each other")
+    return recommended_cache(model, arguments["profile"] or "auto")
 
 
 def chosen_seed(seed: int) -> int:

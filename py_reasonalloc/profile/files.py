@@ -14,7 +14,7 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,42 @@ from ..engine.tempfiles import write_whole
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 1 << 20
 _MAX_COMPLAINTS = 3
+
+
+class Recommendation(NamedTuple):
+    """The smallest cache that keeps a model's own text close to what the full cache makes of it.
+
+    Attributes
+    ----------
+    target_kl : float
+        What `kl_high` had to stay below, nats.
+    method : str
+        As `py_reasonalloc.eval.cases.methods` names it.
+    budget, buffer, sinks, window : int
+        See `BudgetConfig`.
+    kv_type : str
+        Type of K and V.
+    kl, kl_high : float
+        Mean KL divergence of the next token from the full cache, and the upper end of its 95%
+        interval.
+    n_tokens : int
+        Positions it was measured on.
+    tool_version, command : str
+        What measured it.
+    """
+
+    target_kl: float
+    method: str
+    budget: int
+    buffer: int
+    sinks: int
+    window: int
+    kv_type: str
+    kl: float
+    kl_high: float
+    n_tokens: int
+    tool_version: str
+    command: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +90,8 @@ class Profile:
         What measured it, when, of which model file (see `py_reasonalloc.engine.identity`), and how.
     horizon : int
         Decode steps over which the attention was summed before it was counted; 0: none.
+    recommendation : Recommendation or None
+        Which cache is enough for the model; None: nobody measured it.
     source : str
         Where it was read from: not part of the file, and not compared.
     """
@@ -77,6 +115,7 @@ class Profile:
     fingerprint: str
     command: str
     horizon: int = 0
+    recommendation: Recommendation | None = None
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +124,10 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """Return what the file holds."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "source"}
+        if self.recommendation is None:
+            del values["recommendation"]
+        else:
+            values["recommendation"] = self.recommendation._asdict()
         for name, value in values.items():
             if isinstance(value, tuple):
                 values[name] = list(value)
@@ -147,6 +190,13 @@ def load_profile(path: str | os.PathLike[str], source: str = "") -> Profile:
     heads = value["n_head_kv"]
     value["n_head_kv"] = tuple(map(int, heads)) if isinstance(heads, list) else int(heads)
     value["demand"] = tuple(map(float, value["demand"]))
+    if "recommendation" in value:
+        recommended = dict(value["recommendation"])
+        for name in ("budget", "buffer", "sinks", "window", "n_tokens"):
+            recommended[name] = int(recommended[name])
+        for name in ("target_kl", "kl", "kl_high"):
+            recommended[name] = float(recommended[name])
+        value["recommendation"] = Recommendation(**recommended)
     return Profile(**value, source=source or str(file))
 
 

@@ -53,7 +53,12 @@ def shipped_profiles() -> tuple[Profile, ...]:
 
 
 def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
-    """Return the profile that fits a model file best, None if none does.
+    """Return the profile that fits a model file best, None if none does; see `find_profiles`."""
+    return next(iter(find_profiles(model_path)), None)
+
+
+def find_profiles(model_path: str | os.PathLike[str]) -> list[Profile]:
+    """Return all profiles that fit a model file, the best first.
 
     Raises
     ------
@@ -64,10 +69,8 @@ def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
     """
     identity = read_identity(model_path)
     cached = cached_path(identity)
-    if cached.is_file():
-        profile = load_profile(cached)
-        if profile.n_layer == identity.n_layer:
-            return profile
+    own = [load_profile(cached)] if cached.is_file() else []
+    own = [profile for profile in own if profile.n_layer == identity.n_layer]
     fitting = [
         profile
         for profile in shipped_profiles()
@@ -79,7 +82,7 @@ def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
     # the most telling name first; of several profiles of a family one with a horizon, the newest
     fitting.sort(key=lambda p: (p.horizon > 0, p.date), reverse=True)
     fitting.sort(key=lambda p: identity.families.index(p.family))
-    return fitting[0] if fitting else None
+    return own + fitting
 
 
 def resolve_profile(

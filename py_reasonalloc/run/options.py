@@ -53,6 +53,8 @@ class RunOptions:
         What the chat template gets beside the message.
     trace : Path or None
         File to write every compression to; needs a budget.
+    recommended_by : str or None
+        Whose recommendation `config` and `kv_type` are.
     verbose : bool
         Let llama.cpp log.
     """
@@ -72,6 +74,7 @@ class RunOptions:
     raw: bool = False
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     trace: Path | None = None
+    recommended_by: str | None = None
     verbose: bool = False
 
 

@@ -61,6 +61,10 @@ def summary(report: dict[str, Any], asked: str | None = None) -> str:
         f"evicted {report['n_evicted']} entries (token x layer x head)]"
     )
     lines.append(f"[{split(report, asked)}]")
+    if report["recommended_by"] is not None:
+        lines.append(
+            f"[method, budget and cache type as recommended by {report['recommended_by']}]"
+        )
     if report["trace"] is not None:
         lines.append(f"[trace: {report['trace']}, for reasonalloc-inspect]")
     return "\n".join(lines)
@@ -90,6 +94,8 @@ def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None)
     out = [f"{options.model}: {result.n_prompt} prompt tokens, at most {result.n_tokens} in all"]
     if config is not None:
         out.append(split(allocation(config), asked))
+    if options.recommended_by is not None:
+        out.append(f"method, budget and cache type as recommended by {options.recommended_by}")
     out += [_row(label, n_bytes) for label, n_bytes in rows]
     if result.layer_bytes:
         out.append("cache by layer (tokens that each KV head can hold)")

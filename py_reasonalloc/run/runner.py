@@ -136,6 +136,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "rope": plan.rope,
         "model": path_text(options.model),
         "trace": None if options.trace is None else path_text(options.trace),
+        "recommended_by": options.recommended_by,
         "weights_bytes": memory.model_bytes,
         "compute_bytes": memory.compute_bytes,
     }

@@ -146,3 +146,19 @@ def test_bad_arms_are_named(methods, budgets, message) -> None:
 def test_bad_caches_are_named(arm, message) -> None:
     with pytest.raises(ConfigError, match=message):
         setup_of(arm, common())
+
+
+@pytest.mark.parametrize(
+    ("label", "fields"),
+    [
+        ("loss+merge=1+decay=0.8", {"policy": "loss", "merge": True, "decay": 0.8}),
+        ("mass+bias_max=2", {"policy": "mass", "bias_max": 2.0}),
+        ("mass+heads=error", {"policy": "mass", "heads": "error"}),
+        ("rkv+heads=adaptive-literal", {"policy": "rkv", "heads": "adaptive-literal"}),
+        ("loss+merge=1+layers=error", {"policy": "loss", "merge": True, "layers": "error"}),
+    ],
+)
+def test_what_policies_and_allocators_take_is_part_of_a_method(label, fields) -> None:
+    (arm,) = parse_arms([f"{label}@128"], [])
+    assert arm == Arm(label, 128)
+    assert setup_of(arm, common()).config == BudgetConfig(budget=128, buffer=16, **fields)

@@ -19,6 +19,7 @@ from py_reasonalloc.eval.remote.wire import (
     setup_from_json,
     setup_to_json,
 )
+from py_reasonalloc.profile.files import Recommendation, load_profile, profiles_folder
 from py_reasonalloc.profile.lookup import find_profile
 
 
@@ -31,6 +32,17 @@ def test_every_cache_survives_the_wire(demo_model) -> None:
         if setup.config is not None:
             setup = setup._replace(config=replace(setup.config, policy_seed=2**63))
         assert setup_from_json(json.loads(json.dumps(setup_to_json(setup))), 4096) == setup
+
+
+def test_profiles_without_a_horizon_survive_it_and_recommendations_stay_here() -> None:
+    paper = load_profile(profiles_folder() / "demo-reasoner.json")
+    assert paper.horizon == 0
+    found = Recommendation(0.1, "rkv", 64, 16, 4, 8, "f16", 0.05, 0.09, 500, "0.1.0", "command")
+    recommending = replace(paper, recommendation=found)
+    arm = Arm("wave", 200)
+    sent = setup_to_json(setup_of(arm, Common(16, 4, 8, 0, "f16", recommending)))
+    received = setup_from_json(json.loads(json.dumps(sent)), 4096)
+    assert received == setup_of(arm, Common(16, 4, 8, 0, "f16", paper))
 
 
 SERVED = Served("model.gguf", "sha256:1", 1000, 500)

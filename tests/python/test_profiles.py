@@ -19,6 +19,7 @@ from py_reasonalloc.engine.identity import BLOCK_BYTES, N_BLOCKS, family_slug, r
 from py_reasonalloc.profile.files import (
     MAX_FILE_BYTES,
     Profile,
+    Recommendation,
     compare,
     load_profile,
     profiles_folder,
@@ -193,8 +194,11 @@ def test_save_says_what_fails(tmp_path) -> None:
 def test_the_schema_and_the_class_agree() -> None:
     schema = json.loads((profiles_folder() / "schema" / "profile.schema.json").read_text())
     assert set(schema["required"]) == GOOD.to_json().keys()
-    with_horizon = dataclasses.replace(GOOD, horizon=128).to_json()
-    assert schema["properties"].keys() == with_horizon.keys()
+    recommendation = Recommendation(0.1, "rkv", 64, 16, 4, 8, "f16", 0.05, 0.09, 500, "0.1", "c")
+    every = dataclasses.replace(GOOD, horizon=128, recommendation=recommendation).to_json()
+    assert schema["properties"].keys() == every.keys()
+    inner = schema["properties"]["recommendation"]
+    assert set(inner["required"]) == inner["properties"].keys() == set(Recommendation._fields)
     assert schema["properties"]["n_prompts"]["maximum"] == MAX_PROMPTS
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 #: Why a text ended: the model ended it; tokens or context ran out; it went round in circles.
@@ -129,3 +129,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
+
+    def without_text(self) -> Row:
+        """Return the row without the text, which may be larger than all the rest."""
+        return replace(self, text=None)

@@ -93,7 +93,7 @@ def make_plan(arguments: dict[str, Any], there: Results | None = None) -> Plan:
     """
     is_demo_model = arguments["model"] == DEMO
     model = model_path(arguments["model"])
-    arms = parse_arms(_split(arguments["methods"]), _numbers(arguments["budgets"] or ""))
+    arms = parse_arms(split_list(arguments["methods"]), read_budgets(arguments["budgets"] or ""))
     dataset = _dataset(arguments, is_demo_model)
     judge_for(dataset.name)  # what it needs is missed now, not after the first text
     is_demo = dataset.name == DEMO_DATASET
@@ -111,7 +111,7 @@ def make_plan(arguments: dict[str, Any], there: Results | None = None) -> Plan:
             f"the longest prompt has {max(lengths)} tokens, but the model's context ends at {n_ctx}"
         )
     profile = resolve_profile(model, chosen["profile"])
-    n_protect = _n_protect(chosen, arms, max(lengths), there)
+    n_protect = protected_tokens(chosen, arms, max(lengths), there)
     common = Common(
         buffer=chosen["buffer"],
         sinks=chosen["sinks"],
@@ -192,7 +192,7 @@ def _prompt_lengths(model: Path, prompts: Sequence[str], raw: bool) -> tuple[lis
         return lengths, trained_context(vocabulary)
 
 
-def _n_protect(
+def protected_tokens(
     chosen: dict[str, Any], arms: Sequence[Arm], longest: int, there: Results | None
 ) -> int | None:
     """Return the most prompt tokens that are protected, the same number in every arm.
@@ -234,12 +234,14 @@ def _setups(
         ) from None
 
 
-def _split(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
+    """Return the parts of a list with commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _numbers(text: str) -> list[int]:
-    parts = _split(text)
+def read_budgets(text: str) -> list[int]:
+    """Return the numbers of a list with commas; ConfigError if they are none."""
+    parts = split_list(text)
     numbers = [number for part in parts if (number := read_count(part))]
     if len(numbers) != len(parts):
         raise ConfigError(f"budgets = {text!r} is not a list of numbers such as 128,256,512")

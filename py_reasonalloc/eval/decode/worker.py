@@ -206,7 +206,7 @@ class Decoder:
             "stop": rows.LOOP if is_loop else _STOPS[generation.stop_reason or LENGTH],
             "prompt_seconds": timing.prompt_seconds,
             "decode_seconds": timing.decode_seconds,
-            **_measure(llama),
+            **measure_cache(llama),
         }
 
     def _session(self, setup: Setup) -> ReasonLlama:
@@ -281,7 +281,8 @@ class Worker:
 _STOPS = {STOP: rows.END, LENGTH: rows.LENGTH, CONTEXT: rows.LENGTH}
 
 
-def _measure(llama: ReasonLlama) -> dict[str, Any]:
+def measure_cache(llama: ReasonLlama) -> dict[str, Any]:
+    """Return the engine's counts of the text that a session holds, as fields of `Row`."""
     if llama.config is None:
         n_cached = llama.n_cached()
         return {

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from ... import __version__
@@ -69,7 +69,8 @@ def setup_to_json(setup: Setup) -> dict[str, Any]:
         return {"kv_type": setup.kv_type, "config": None}
     config = {f.name: getattr(setup.config, f.name) for f in fields(setup.config)}
     if config["profile"] is not None:
-        config["profile"] = config["profile"].to_json()
+        # what a profile recommends is no part of a cache
+        config["profile"] = replace(config["profile"], recommendation=None).to_json()
     return {"kv_type": setup.kv_type, "config": config}
 
 
@@ -107,7 +108,9 @@ def setup_from_json(value: Mapping[str, Any], max_ctx: int) -> Setup:
 
 
 def _profile_from_json(value: Any) -> Profile:
-    names = {*Profile.__dataclass_fields__, "format_version"} - {"source"}
+    names = {*Profile.__dataclass_fields__, "format_version"} - {"source", "recommendation"}
+    if isinstance(value, dict) and "horizon" not in value:
+        names.remove("horizon")  # a profile measured step by step has none
     _check_names("profile", value, names)
     if value["format_version"] != FORMAT_VERSION:
         raise ConfigError(f"profile: format_version must be {FORMAT_VERSION}")

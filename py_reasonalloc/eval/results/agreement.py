@@ -8,7 +8,6 @@ from typing import Any
 
 from ...engine.errors import ConfigError
 from ..cases.methods import profile_of
-from ..cases.rows import Row
 from .lines import Results, shown
 
 #: The common layer profile, and the protected prompt tokens: not every arm has them.
@@ -18,8 +17,11 @@ VERSION = "version"
 _N_SHOWN = 3
 
 
-def profiles_of(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the layer profiles of rows: what their methods call them -> digest, where known."""
+def profiles_of(rows: Iterable[Any]) -> dict[str, str]:
+    """Return the layer profiles of rows: what their methods call them -> digest, where known.
+
+    Of rows of any format that say method and profile as `Row` does.
+    """
     profiles: dict[str, str] = {}
     for row in rows:
         name = profile_of(row.method)

@@ -22,21 +22,30 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ...engine.errors import ConfigError, ReasonAllocError
 from ...engine.tempfiles import temporary_file
-from ..cases.rows import Row, RowKey
 from .agreement import check_same
-from .lines import MAX_LINE, BadLineError, Results, header_line, read_lines, row_line, shown_key
+from .lines import (
+    EVALUATION,
+    MAX_LINE,
+    BadLineError,
+    Results,
+    RowFormat,
+    header_line,
+    read_lines,
+    row_line,
+)
 
 __all__ = ["MAX_LINE", "Results", "ResultsFile", "read_results"]
 
 
-def read_results(path: Path | str, keep_texts: bool = True) -> Results:
+def read_results(
+    path: Path | str, keep_texts: bool = True, form: RowFormat = EVALUATION
+) -> Results:
     """Read a results file, which another process may be writing.
 
     Parameters
@@ -45,6 +54,8 @@ def read_results(path: Path | str, keep_texts: bool = True) -> Results:
         The file.
     keep_texts : bool
         Keep `Row.text`, which may take far more memory than everything else.
+    form : RowFormat
+        What its rows are.
 
     Raises
     ------
@@ -57,7 +68,7 @@ def read_results(path: Path | str, keep_texts: bool = True) -> Results:
     file = Path(path)
     try:
         with file.open("rb") as stream:
-            return read_lines(stream, file, keep_texts)
+            return read_lines(stream, file, keep_texts, form)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
 
@@ -72,11 +83,14 @@ class ResultsFile:
     path : Path
         Of the file.
     done : dict
-        `RowKey` -> `Row` of all rows in the file, without their texts.
+        Key -> row (`RowKey` -> `Row`) of all rows in the file, without their texts.
     """
 
-    def __init__(self, path: Path, file: io.FileIO, done: dict[RowKey, Row]) -> None:
+    def __init__(
+        self, path: Path, file: io.FileIO, done: dict[Any, Any], form: RowFormat = EVALUATION
+    ) -> None:
         self.path = path
+        self._form = form
         self.done = done
         self._file = file
         self._lock = threading.Lock()
@@ -89,6 +103,7 @@ class ResultsFile:
         methods: Iterable[str] = (),
         profiles: Mapping[str, str] = MappingProxyType({}),
         mix_versions: bool = False,
+        form: RowFormat = EVALUATION,
     ) -> ResultsFile:
         """Make a file, or go on with one that was made with the same settings.
 
@@ -105,6 +120,8 @@ class ResultsFile:
             What rows will be added of, and their layer profiles; see `check_same`.
         mix_versions : bool
             Go on in a file that another version of ReasonAlloc has rows in.
+        form : RowFormat
+            What the rows are.
 
         Raises
         ------
@@ -116,7 +133,7 @@ class ResultsFile:
         """
         target = Path(path)
         try:
-            header = header_line(settings)
+            header = header_line(settings, form)
         except BadLineError as error:
             raise ConfigError(f"settings: {error}") from None
         try:
@@ -128,7 +145,7 @@ class ResultsFile:
         try:
             _lock_file(file.fileno(), target)
             reader = io.BufferedReader(file)
-            found = read_lines(reader, target, keep_texts=False)
+            found = read_lines(reader, target, keep_texts=False, form=form)
             reader.detach()
             n_bytes = found.n_bytes
             if found.rows:
@@ -146,9 +163,9 @@ class ResultsFile:
         except BaseException:
             file.close()
             raise
-        return cls(target, file, {row.key: row for row in found.rows})
+        return cls(target, file, {row.key: row for row in found.rows}, form)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Any) -> None:
         """Write a row; when this returns, the row is on the disk.
 
         Raises
@@ -161,15 +178,17 @@ class ResultsFile:
             the file is closed.
         """
         try:
-            line = row_line(row)
+            line = row_line(row, self._form)
         except BadLineError as error:
             raise ConfigError(f"{self.path}: a row cannot be written: {error}") from None
         with self._lock:
             if row.key in self.done:
-                raise ConfigError(f"{self.path}: there is a row of {shown_key(row.key)} already")
+                raise ConfigError(
+                    f"{self.path}: there is a row of {self._form.show_key(row.key)} already"
+                )
             if self._file.closed:
                 raise ReasonAllocError(f"{self.path}: the file was closed")
-            self.done[row.key] = replace(row, text=None)
+            self.done[row.key] = row.without_text()
             start = self._file.tell()
             try:
                 if self._file.write(line) != len(line):

@@ -9,9 +9,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from ...engine.errors import ConfigError, ReasonAllocError
 from ..cases.rows import END, LENGTH, LOOP, Row, RowKey, arm_label
@@ -36,7 +36,7 @@ class Results:
     settings : dict
         What all its rows were made with.
     rows : tuple of Row
-        In the order of the file; no key twice.
+        In the order of the file; no key twice. Of another format, that format's rows.
     n_dropped : int
         1 if the last line was broken and left out, else 0.
     n_bytes : int
@@ -45,9 +45,29 @@ class Results:
 
     path: Path
     settings: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[Any, ...]
     n_dropped: int
     n_bytes: int
+
+
+class RowFormat(NamedTuple):
+    """What the lines of a results file hold.
+
+    Attributes
+    ----------
+    magic, version : str, int
+        What the first line says.
+    read : callable
+        Returns a row for the values of a line; BadLineError for values that cannot be. A row has
+        `key`, `to_json()` and `without_text()` as `Row` has them.
+    show_key : callable
+        Returns a row's key as text.
+    """
+
+    magic: str
+    version: int
+    read: Callable[[dict[str, Any]], Any]
+    show_key: Callable[[Any], str]
 
 
 # --- lines ---------------------------------------------------------------------------------------
@@ -61,16 +81,16 @@ class _BrokenLineError(BadLineError):
     """It is not a line that was written to its end."""
 
 
-def header_line(settings: dict[str, Any]) -> bytes:
+def header_line(settings: dict[str, Any], form: RowFormat) -> bytes:
     """Return a file's first line; BadLineError for settings that cannot be written."""
     _check_settings(settings)
-    return _line({MAGIC: FORMAT, "settings": settings})
+    return _line({form.magic: form.version, "settings": settings})
 
 
-def row_line(row: Row) -> bytes:
+def row_line(row: Any, form: RowFormat) -> bytes:
     """Return a row's line; BadLineError for one that could not be read back."""
     values = row.to_json()
-    _row(values)
+    form.read(values)
     return _line(values)
 
 
@@ -81,11 +101,11 @@ def _line(values: dict[str, Any]) -> bytes:
     return line
 
 
-def read_lines(stream: BinaryIO, path: Path, keep_texts: bool) -> Results:
+def read_lines(stream: BinaryIO, path: Path, keep_texts: bool, form: RowFormat) -> Results:
     """Read a file from its start; see `read_results`."""
     settings: dict[str, Any] | None = None
-    rows: dict[RowKey, Row] = {}
-    line_of: dict[RowKey, int] = {}
+    rows: dict[Any, Any] = {}
+    line_of: dict[Any, int] = {}
     n_bytes = n_dropped = number = 0
     try:
         for line, is_last in _lines(stream):
@@ -99,15 +119,15 @@ def read_lines(stream: BinaryIO, path: Path, keep_texts: bool) -> Results:
                 break
             n_bytes += len(line)
             if settings is None:
-                settings = _settings(values)
+                settings = _settings(values, form)
                 continue
-            row = _row(values)
+            row = form.read(values)
             if row.key in rows:
                 raise BadLineError(
-                    f"{shown_key(row.key)} is in line {line_of[row.key]} already: delete one of "
-                    "the two lines"
+                    f"{form.show_key(row.key)} is in line {line_of[row.key]} already: delete one "
+                    "of the two lines"
                 )
-            rows[row.key] = row if keep_texts else replace(row, text=None)
+            rows[row.key] = row if keep_texts else row.without_text()
             line_of[row.key] = number
         if settings is None:
             raise BadLineError("it is empty")
@@ -155,13 +175,14 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
+def _settings(values: dict[str, Any], form: RowFormat) -> dict[str, Any]:
     """Return the settings in a header."""
-    if MAGIC not in values:
+    if form.magic not in values:
         raise BadLineError("its first line does not say so")
-    if type(values[MAGIC]) is not int or values[MAGIC] != FORMAT:
+    version = values[form.magic]
+    if type(version) is not int or version != form.version:
         raise BadLineError(
-            f"its format is {shown(values[MAGIC])}, this program reads format {FORMAT}"
+            f"its format is {shown(version)}, this program reads format {form.version}"
         )
     settings = values.get("settings")
     if not isinstance(settings, dict):
@@ -264,3 +285,7 @@ def shown(value: Any) -> str:
 def shown_key(key: RowKey) -> str:
     """Return a key as text."""
     return f"{arm_label(key.method, key.budget)}, problem {shown(key.problem)}, sample {key.sample}"
+
+
+#: Texts that were judged: what `reasonalloc-eval` writes.
+EVALUATION = RowFormat(MAGIC, FORMAT, _row, shown_key)

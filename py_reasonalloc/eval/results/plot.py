@@ -11,8 +11,8 @@ from ...output.picture import check_picture, save_figure
 from .report import ArmReport, Report
 from .tables import MIB
 
-_MARKERS = "os^vDPX<>*"
-_LINES = ("-", "--", ":")
+MARKERS = "os^vDPX<>*"
+LINES = ("-", "--", ":")
 #: Shift between the error bars of neighbouring methods: a factor of the budget or bytes, as log.
 _SHIFT = 0.012
 _N_TICKS = 6
@@ -51,7 +51,7 @@ def save_plot(report: Report, path: str) -> None:
     panels[0].set_ylabel("accuracy % (bars, bands: 95% interval)")
     if has_bytes:
         _draw(panels[1], report, lambda arm: (arm.kv_bytes or 0) / MIB)
-        ticks = _ticks([arm.kv_bytes / MIB for arm in budgeted if arm.kv_bytes])
+        ticks = log_ticks([arm.kv_bytes / MIB for arm in budgeted if arm.kv_bytes])
         panels[1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panels[1].set_xlabel("cache (MiB, budget + buffer)")
     for axes in panels:
@@ -59,7 +59,7 @@ def save_plot(report: Report, path: str) -> None:
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     names = [str(report.settings.get(name, "")) for name in ("model", "dataset")]
     title = ", ".join([*filter(None, names), f"{report.n_problems} problems"])
-    figure.suptitle(_plain(title))
+    figure.suptitle(plain(title))
     save_figure(figure, path)
 
 
@@ -87,10 +87,10 @@ def _curve(axes: Any, points: list[tuple[float, ArmReport]], method: str, i: int
             [100 * (share.value - share.low) for share in shares],
             [100 * (share.high - share.value) for share in shares],
         ],
-        label=_plain(method),
+        label=plain(method),
         color=f"C{i % 10}",
-        marker=_MARKERS[i % len(_MARKERS)],
-        linestyle=_LINES[i // 10 % len(_LINES)],
+        marker=MARKERS[i % len(MARKERS)],
+        linestyle=LINES[i // 10 % len(LINES)],
         markersize=5,
         linewidth=1.3,
         elinewidth=0.8,
@@ -104,20 +104,20 @@ def _level(axes: Any, arm: ArmReport, i: int) -> None:
     axes.axhspan(100 * share.low, 100 * share.high, color="black", alpha=0.08, linewidth=0)
     axes.axhline(
         100 * share.value,
-        label=_plain(arm.method + size),
+        label=plain(arm.method + size),
         color="black",
-        linestyle=_LINES[i % len(_LINES)],
+        linestyle=LINES[i % len(LINES)],
         linewidth=1,
     )
 
 
-def _ticks(values: list[float]) -> list[float]:
+def log_ticks(values: list[float]) -> list[float]:
     """Return a few numbers of two digits, at equal ratios from the smallest to the largest."""
     low, high = math.log(min(values)), math.log(max(values))
     steps = [low + (high - low) * i / (_N_TICKS - 1) for i in range(_N_TICKS)]
     return sorted({float(f"{math.exp(step):.2g}") for step in steps})
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return text in which matplotlib looks for no formulas."""
     return text.replace("$", r"\$")

@@ -34,18 +34,18 @@ _NEVER = "never: texts in which this budget evicted nothing; they say nothing ab
 
 def text_table(report: Report) -> str:
     """Return settings, table and notes for a terminal."""
-    parts = [_settings_text(report.settings), _aligned(_cells(report))]
-    parts.append("\n".join(_filled(note, "  ") for note in _notes(report)))
+    parts = [settings_text(report.settings), aligned(_cells(report))]
+    parts.append("\n".join(filled(note, "  ") for note in _notes(report)))
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(report: Report) -> str:
     """Return the same in Markdown."""
     head, *rows = _cells(report)
-    rows = [list(map(_escaped, head)), *([_escaped(row[0]), *row[1:]] for row in rows)]
-    notes = "\n".join(f"- {_escaped(note)}" for note in _notes(report))
-    settings = _escaped(_settings_text(report.settings))
-    return "\n\n".join([settings, _aligned(rows, is_markdown=True), notes]) + "\n"
+    rows = [list(map(escaped, head)), *([escaped(row[0]), *row[1:]] for row in rows)]
+    notes = "\n".join(f"- {escaped(note)}" for note in _notes(report))
+    settings = escaped(settings_text(report.settings))
+    return "\n\n".join([settings, aligned(rows, is_markdown=True), notes]) + "\n"
 
 
 def csv_table(report: Report) -> str:
@@ -155,7 +155,7 @@ def _notes(report: Report) -> list[str]:
     return notes + [printable(note) for note in report.notes]
 
 
-def _aligned(rows: Sequence[Sequence[str]], is_markdown: bool = False) -> str:
+def aligned(rows: Sequence[Sequence[str]], is_markdown: bool = False) -> str:
     """Return rows as lines, the first column to the left, the others to the right."""
     first, *others = [max(3, *map(len, column)) for column in zip(*rows)]
     lines = [
@@ -169,8 +169,9 @@ def _aligned(rows: Sequence[Sequence[str]], is_markdown: bool = False) -> str:
     return "\n".join("  ".join(cells) for cells in lines)
 
 
-def _settings_text(settings: dict[str, Any]) -> str:
-    return _filled(
+def settings_text(settings: dict[str, Any]) -> str:
+    """Return settings in lines of NAME = VALUE, with commas."""
+    return filled(
         ", ".join(
             f"{name} = {_setting(value)}" for name, value in settings.items() if value is not None
         )
@@ -184,12 +185,13 @@ def _setting(value: Any) -> str:
     return printable(text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 4] + " ...")
 
 
-def _filled(text: str, indent: str = "") -> str:
+def filled(text: str, indent: str = "") -> str:
+    """Return text in lines; `indent` begins all but the first."""
     return textwrap.fill(
         text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return text that Markdown shows as it is, with underscores inside words left alone."""
     return re.sub(r"([\\`*|<>\[\]])", r"\\\1", text)
