@@ -51,6 +51,9 @@ OPTIONS: dict[str, tuple[str, type]] = {
     "attention": ("attention", str),
 }
 
+#: Splits over layers that need a profile.
+PROFILED = ("wave", "error")
+
 #: How heads of different lengths are attended; as ra_config_check() has them.
 ATTENTION = ("auto", "head", "layer")
 
@@ -183,8 +186,8 @@ class BudgetConfig:
         Of the random policy, 0 to 2**64 - 1.
     layers : str or sequence of int
         How n_layer x budget tokens are split over the layers: "uniform", "pyramid" (decreasing with
-        depth), "wave" (by a profile), or the budget of each layer, tokens per KV head (`budget` is
-        then not used).
+        depth), "wave" (by a profile), "error" (over all KV heads of all layers, by a profile's error
+        curves), or the budget of each layer, tokens per KV head (`budget` is then not used).
     heads : str
         How a layer's tokens are split over its KV heads, at every compression: "uniform",
         "adaptive" (by the pooled scores, made comparable between heads), "adaptive-literal" (as
@@ -192,7 +195,7 @@ class BudgetConfig:
     head_budgets : sequence of int, optional
         First budget of each KV head, layer after layer; overrides `layers`.
     profile : Profile or path, optional
-        Layer profile; "wave" needs one, the others do not look at it.
+        Layer profile; "wave" and "error" need one, the others do not look at it.
     gamma : float, optional
         Exponent that flattens a demand (of layers, "wave", and of heads, "adaptive"), 0 to 16.
         None, here and below: what the profile says; without one, the paper's value, here 0.5.
@@ -300,9 +303,16 @@ class BudgetConfig:
             object.__setattr__(self, "profile", load_profile(self.profile))
         elif self.profile is not None and not isinstance(self.profile, Profile):
             raise ConfigError(f"profile = {self.profile!r} must be a Profile or the path of one")
-        if self.layers == "wave" and self.profile is None:
+        if self.layers in PROFILED and self.profile is None:
             raise ConfigError(
-                "layers = 'wave' needs a profile: pass one (reasonalloc-profile measures it)"
+                f"layers = {self.layers!r} needs a profile: pass one (reasonalloc-profile measures "
+                "it)"
+            )
+        if self.layers == "error" and self.profile.head_error is None:  # type: ignore[union-attr]
+            name = self.profile.source or self.profile.name  # type: ignore[union-attr]
+            raise ConfigError(
+                f"layers = 'error' needs a profile with error curves, {name} has none: measure one "
+                "with reasonalloc-profile"
             )
 
     def _check_native(self) -> None:
@@ -379,6 +389,11 @@ class BudgetConfig:
             tables["layer_budgets"] = (ctypes.c_int32, self.layers)
         if wave is not None:
             tables["layer_demand"] = (ctypes.c_double, wave.demand)  # type: ignore[union-attr]
+        if self.layers == "error":
+            curves = self.profile.head_error  # type: ignore[union-attr]
+            tables["head_error"] = (ctypes.c_double, [x for row in curves.values for x in row])
+            tables["error_grid"] = (ctypes.c_int32, curves.grid)
+            native.error_base = curves.base
         for name, (kind, table) in tables.items():
             if table is not None:
                 setattr(native, name, (kind * len(table))(*table))
