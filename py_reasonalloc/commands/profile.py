@@ -1,4 +1,4 @@
-"""The command `reasonalloc-profile`: measure a model's layer profile, or compare two.
+"""The command `reasonalloc-profile`: measure a model's layer profile, show one, or compare two.
 
 Exit codes: 0 done; 1 the model, the file or the decode failed; 2 wrong usage; 130 stopped by Ctrl-C
 (nothing is written).
@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .. import __version__
 from ..engine.errors import ConfigError
 from ..output.console import run_command
-from ..task.shipped import model_path
-
-if TYPE_CHECKING:
-    pass
+from ..task.shipped import DEMO, DEMO_DEFAULTS, model_path
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,6 +45,25 @@ if TYPE_CHECKING:
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
+@click.option(
+    "--curves/--no-curves",
+    default=True,
+    show_default=True,
+    help="Measure the error curves of the KV heads, too.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="Plain text to measure error curves on besides the chains of thought; may be repeated.",
+)
+@click.option(
+    "--buffer",
+    type=int,
+    help="Tokens between compressions for error curves.  [default: 128; demo: 16]",
+)
 @click.option("--cache", is_flag=True, help="Keep the profile for reasonalloc-run, too.")
 @click.option("--plot", metavar="FILE", help="Draw it into a .png, .svg or .pdf (matplotlib).")
 @click.option(
@@ -56,6 +72,17 @@ if TYPE_CHECKING:
     metavar="A.json B.json",
     help="Show how alike two profiles are; --plot draws both.",
 )
+@click.option("--show", metavar="A.json", help="Show a profile; --plot draws it.")
+@click.option(
+    "--budget",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Tokens per KV head of the split by error curves that is shown.",
+)
+@click.option(
+    "--protect", type=int, default=0, show_default=True, help="Protected tokens of that split."
+)
 @click.version_option(__version__)
 def main(**arguments: Any) -> int:
     """Measure how many cached tokens each layer of MODEL, a GGUF file, needs while it reasons.
@@ -63,11 +90,19 @@ def main(**arguments: Any) -> int:
     The model decodes its own chain of thought on a few probe prompts (maths; "demo", the model
     that comes with this package, gets the problems it knows) with the full cache. The profile is
     written to -o and drawn. It makes `reasonalloc-run` give every layer the share it needs.
+
+    Error curves say how much each KV head's output errs, by the number of tokens that it keeps:
+    `reasonalloc-run --layers error` splits the budget over all heads by them.
     """
     if arguments["plot"]:
         from ..output.picture import check_picture
 
         check_picture(arguments["plot"])
+    if arguments["show"]:
+        if arguments["model"] is not None or arguments["output"] is not None:
+            raise ConfigError("--show takes a profile, no model and no -o")
+        _show(arguments)
+        return 0
     if arguments["compare"]:
         if arguments["model"] is not None or arguments["output"] is not None:
             raise ConfigError("--compare takes two profiles, no model and no -o")
@@ -89,7 +124,7 @@ def _calibrate(arguments: dict[str, Any]) -> None:
     from ..profile.lookup import save_to_cache
     from ..profile.plot import save_picture, terminal_plot
     from ..run.calibrate import Settings, measure
-    from ..run.probes import default_prompts, read_prompts
+    from ..run.probes import default_prompts, read_prompts, read_text
     from ..session.generate import Sampling
 
     settings = Settings(
@@ -100,7 +135,11 @@ def _calibrate(arguments: dict[str, Any]) -> None:
         n_threads=arguments["threads"] or 0,
         n_gpu_layers=arguments["gpu_layers"],
         raw=arguments["raw"],
+        curves=arguments["curves"],
+        buffer=_buffer(arguments),
     )
+    if arguments["texts"] and not settings.curves:
+        raise ConfigError("--text and --no-curves exclude each other")
     model = model_path(arguments["model"])
     output = arguments["output"]
     if output is not None and not Path(output).absolute().parent.is_dir():
@@ -110,15 +149,53 @@ def _calibrate(arguments: dict[str, Any]) -> None:
         prompts = default_prompts(identity, settings.sampling.seed)
     else:
         prompts = read_prompts(arguments["prompt_file"])
+    texts = [read_text(path) for path in arguments["texts"]]
     name = identity.families[0] if output is None else Path(output).stem
-    profile = measure(model, prompts, settings, name, _command(arguments))
+    profile = measure(model, prompts, settings, name, _command(arguments), texts)
     if output is not None:
         profile.save(output)
     if arguments["cache"]:
         save_to_cache(profile, identity)
+    if settings.curves and profile.head_error is None:
+        click.echo(
+            f"no error curves: no text was longer than {4 * settings.buffer} tokens "
+            "(--steps, --text, --buffer)",
+            err=True,
+        )
     click.echo(terminal_plot(profile))
     if arguments["plot"]:
         save_picture([profile], arguments["plot"])
+
+
+def _buffer(arguments: dict[str, Any]) -> int:
+    if arguments["buffer"] is not None:
+        return int(arguments["buffer"])
+    return int(str(DEMO_DEFAULTS["buffer"])) if arguments["model"] == DEMO else 128
+
+
+def _show(arguments: dict[str, Any]) -> None:
+    from ..profile.files import load_profile
+    from ..profile.plot import budget_lines, save_picture, terminal_plot
+    from ..session.config import BudgetConfig
+    from ..session.profiled import head_budgets
+
+    profile = load_profile(arguments["show"])
+    click.echo(terminal_plot(profile))
+    budgets = None
+    if profile.head_error is not None:
+        curves = profile.head_error
+        config = BudgetConfig(
+            budget=arguments["budget"],
+            policy=curves.policy,
+            window=max(curves.base - BudgetConfig.sinks, 1),
+            protect_prompt=arguments["protect"] or "off",
+            layers="error",
+            profile=profile,
+        )
+        budgets = head_budgets(config, profile.n_head_kv, profile.n_layer)
+        click.echo(budget_lines(budgets, arguments["budget"], arguments["protect"]))
+    if arguments["plot"]:
+        save_picture([profile], arguments["plot"], budgets)
 
 
 def _command(arguments: dict[str, Any]) -> str:
@@ -130,6 +207,11 @@ def _command(arguments: dict[str, Any]) -> str:
     words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
     if arguments["horizon"] > 0:
         words.append(f"--horizon={arguments['horizon']}")
+    if arguments["curves"]:
+        words.append(f"--buffer={_buffer(arguments)}")
+        words += [f"--text={Path(text).name}" for text in arguments["texts"]]
+    else:
+        words.append("--no-curves")
     return shlex.join([*words, *(["--raw"] if arguments["raw"] else [])])[:1000]
 
 

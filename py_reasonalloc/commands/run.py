@@ -64,13 +64,15 @@ def _list_policies(context: click.Context, _: click.Parameter, is_wanted: bool) 
 )
 @click.option(
     "--layers",
-    metavar="uniform|pyramid|wave|N,N,...",
-    help="Split of the budget over layers.  [default: wave with a profile, else uniform]",
+    metavar="uniform|pyramid|wave|error|N,N,...",
+    help="Split of the budget over layers; error: over all heads of all layers.  "
+    "[default: wave with a profile, else uniform]",
 )
 @click.option(
     "--heads",
     metavar="uniform|adaptive",
-    help="Split of a layer's budget over its KV heads.  [default: adaptive]",
+    help="Split of a layer's budget over its KV heads.  [default: adaptive; uniform with --layers "
+    "error]",
 )
 @click.option(
     "--profile",
@@ -160,6 +162,7 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     from ..run.runner import RunOptions
     from ..session.config import BudgetConfig
     from ..session.generate import Sampling
+    from ..session.profiled import PROFILED
 
     defaults = DEMO_DEFAULTS if is_demo else {}
 
@@ -187,7 +190,7 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         model=model_path(arguments["model"]),
         config=config,
         profile=profile,
-        needs_profile=arguments["layers"] == "wave",
+        profile_layers=arguments["layers"] if arguments["layers"] in PROFILED else None,
         kv_type=arguments["kv_type"],
         n_ctx=arguments["ctx"] or 0,
         max_tokens=arguments["max_tokens"],
@@ -214,15 +217,17 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _allocation(arguments: dict[str, Any], given: dict[str, Any]) -> str | None:
     """Fill in how the budget is split; returns RunOptions.profile.
 
-    An explicit --layers other than wave wins over any profile.
+    An explicit --layers that no profile has a say in wins over any.
     """
+    from ..session.profiled import PROFILED
+
     layers, profile = arguments["layers"], arguments["profile"] or "auto"
-    given["heads"] = arguments["heads"] or "adaptive"
-    if layers is None or layers == "wave":
+    given["heads"] = arguments["heads"] or ("uniform" if layers == "error" else "adaptive")
+    if layers is None or layers in PROFILED:
         if profile != "none":
             return str(profile)
-        if layers == "wave":
-            raise ConfigError("--layers wave and --profile none exclude each other")
+        if layers is not None:
+            raise ConfigError(f"--layers {layers} and --profile none exclude each other")
         return None
     if layers[:1].isdigit() or "," in layers:
         table = _numbers(layers)

@@ -52,8 +52,13 @@ def shipped_profiles() -> tuple[Profile, ...]:
     return tuple(load_profile(file, source=file.stem) for file in files)
 
 
-def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
+def find_profile(model_path: str | os.PathLike[str], with_curves: bool = False) -> Profile | None:
     """Return the profile that fits a model file best, None if none does.
+
+    Parameters
+    ----------
+    with_curves : bool
+        Take only one that has error curves.
 
     Raises
     ------
@@ -66,7 +71,7 @@ def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
     cached = cached_path(identity)
     if cached.is_file():
         profile = load_profile(cached)
-        if profile.n_layer == identity.n_layer:
+        if profile.n_layer == identity.n_layer and _is_enough(profile, with_curves):
             return profile
     fitting = [
         profile
@@ -75,6 +80,7 @@ def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
         and profile.architecture == identity.architecture
         and profile.n_layer == identity.n_layer
         and profile.n_head_kv == identity.n_head_kv
+        and _is_enough(profile, with_curves)
     ]
     # the most telling name first; of several profiles of a family one with a horizon, the newest
     fitting.sort(key=lambda p: (p.horizon > 0, p.date), reverse=True)
@@ -82,8 +88,14 @@ def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
     return fitting[0] if fitting else None
 
 
+def _is_enough(profile: Profile, with_curves: bool) -> bool:
+    return profile.head_error is not None or not with_curves
+
+
 def resolve_profile(
-    model_path: str | os.PathLike[str], wanted: str | os.PathLike[str] | Profile | None
+    model_path: str | os.PathLike[str],
+    wanted: str | os.PathLike[str] | Profile | None,
+    with_curves: bool = False,
 ) -> Profile | None:
     """Return the profile that somebody asked for.
 
@@ -91,6 +103,8 @@ def resolve_profile(
     ----------
     wanted : "auto", path, Profile or None
         "auto" looks for one; a path is read; a Profile is checked; None stays None.
+    with_curves : bool
+        "auto" takes only one that has error curves.
 
     Raises
     ------
@@ -100,7 +114,7 @@ def resolve_profile(
     if wanted is None:
         return None
     if wanted == AUTO:
-        return find_profile(model_path)
+        return find_profile(model_path, with_curves)
     profile = wanted if isinstance(wanted, Profile) else load_profile(wanted)
     n_layer = read_identity(model_path).n_layer
     if profile.n_layer != n_layer:

@@ -44,6 +44,7 @@ from .streams import StreamRecorder
 #: Most tokens of a text that are read.
 TEXT_TOKENS = 2048
 
+
 class _MeteredLlama(ReasonLlama):
     """A session with the stock cache that shows a meter its attention."""
 
@@ -112,7 +113,6 @@ class Settings:
             )
         check_int("seed", self.sampling.seed, 0, 2**32 - 2 - MAX_PROMPTS)
         check_int("buffer", self.buffer, 1, 4096)
-
 
     def work(self, n_prompts: int, n_texts: int = 0) -> int:
         """Return what `calibrate` reports to its `progress` in all."""

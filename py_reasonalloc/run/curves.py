@@ -1,16 +1,16 @@
 """Error curves: how much the output of a KV head errs, by the number of tokens that it may keep.
 
-A text is decoded with the full cache and recorded (`streams`). Each head's stream is then replayed at
-each budget of a grid, with a compression every `buffer` tokens by the library's own code for scores,
-selection and merging, and
+A text is decoded with the full cache and recorded (`streams`). Each head's stream is then replayed
+at each budget of a grid, with a compression every `buffer` tokens by the library's own code for
+scores, selection and merging, and
 
     error_h(n) = 1 / mean |x_l|^2 * sum over later queries t and query heads g of |o_tg(n) - o_tg|^2
 
 is summed over texts: o is the attention output of the full cache, o(n) that of the replay, x_l the
 residual stream behind the head's layer, which the model's norms divide its contributions by.
 
-That few heads need many tokens is DuoAttention's finding (arXiv:2410.10819), unequal budgets by head
-are Ada-KV's (arXiv:2407.11550); the measure is ours.
+That few heads need many tokens is DuoAttention's finding (arXiv:2410.10819), unequal budgets by
+head are Ada-KV's (arXiv:2407.11550); the measure is ours.
 """
 
 from __future__ import annotations
@@ -55,7 +55,18 @@ class _Rows(NamedTuple):
     state: Floats  # [n, n_state]
 
     def take(self, keep: npt.NDArray[np.bool_]) -> _Rows:
-        return _Rows(*(array[keep] for array in self))
+        k, v, pos, bias, state = self
+        return _Rows(k[keep], v[keep], pos[keep], bias[keep], state[keep])
+
+    def append(self, new: _Rows) -> _Rows:
+        """Return these rows and the new ones behind them."""
+        return _Rows(
+            np.concatenate((self.k, new.k)),
+            np.concatenate((self.v, new.v)),
+            np.concatenate((self.pos, new.pos)),
+            np.concatenate((self.bias, new.bias)),
+            np.concatenate((self.state, new.state)),
+        )
 
 
 class _Scores(NamedTuple):
@@ -158,7 +169,7 @@ class HeadReplay:
         logits -= logits.max(axis=-1, keepdims=True)
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=-1, keepdims=True)
-        output = logits.reshape(-1, len(k)) @ v
+        output: Floats = logits.reshape(-1, len(k)) @ v
         return output.reshape(*q.shape[:2], v.shape[1])
 
     def _full_outputs(self) -> Floats:
@@ -180,7 +191,7 @@ class HeadReplay:
         )
 
     def _grown(self, rows: _Rows, begin: int, end: int) -> _Rows:
-        return _Rows(*(np.concatenate(x) for x in zip(rows, self._new_rows(begin, end))))
+        return rows.append(self._new_rows(begin, end))
 
     def _arrays(self, rows: _Rows) -> tuple[Any, list[Any]]:
         """Return the ra_head_arrays of rows, and what must live as long as it does."""
@@ -212,9 +223,13 @@ class HeadReplay:
         head, alive = self._arrays(rows)
         n = len(rows.pos)
         out = _Scores(
-            np.empty(n, np.float32), np.empty((n, self._n_state), np.float32), np.empty(n, np.float32)
+            np.empty(n, np.float32),
+            np.empty((n, self._n_state), np.float32),
+            np.empty(n, np.float32),
         )
-        c.check(c.ra_policy_score(ctypes.byref(self._native), ctypes.byref(head), *map(_floats, out)))
+        c.check(
+            c.ra_policy_score(ctypes.byref(self._native), ctypes.byref(head), *map(_floats, out))
+        )
         del alive
         return out
 
@@ -223,9 +238,7 @@ class HeadReplay:
         n = len(rows.pos)
         keep = np.empty(n, np.uint8)
         bytes_p = ctypes.POINTER(ctypes.c_uint8)
-        c.check(
-            c.ra_select_keep(n, _floats(scores.score), budget, keep.ctypes.data_as(bytes_p))
-        )
+        c.check(c.ra_select_keep(n, _floats(scores.score), budget, keep.ctypes.data_as(bytes_p)))
         rows = rows._replace(state=scores.state)
         if self._native.merge and not keep.all():
             head, alive = self._arrays(rows)
@@ -264,9 +277,7 @@ class CurveMeter:
         Heads replayed at a time; 0: as many as the machine has CPUs.
     """
 
-    def __init__(
-        self, n_head_kv: Sequence[int], config: BudgetConfig, n_threads: int = 0
-    ) -> None:
+    def __init__(self, n_head_kv: Sequence[int], config: BudgetConfig, n_threads: int = 0) -> None:
         self._config = config
         self._places = [(il, ih) for il, n in enumerate(n_head_kv) for ih in range(n)]
         self._n_threads = n_threads or os.cpu_count() or 1

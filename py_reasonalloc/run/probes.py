@@ -44,6 +44,26 @@ def default_prompts(identity: ModelIdentity, seed: int) -> tuple[str, ...]:
     return tuple(generate_problem(base, i, level=1 + i % 3).prompt for i in range(MAX_PROMPTS))
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a file.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or is too large.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+
+
 def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Read prompts from a file, one per line; empty lines do not count.
 
@@ -52,17 +72,7 @@ def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
     ConfigError
         It cannot be read, or holds no prompt or more than `MAX_PROMPTS`.
     """
-    try:
-        with Path(path).open("rb") as stream:
-            data = stream.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes")
-        lines = data.decode("utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
-    prompts = tuple(line.strip() for line in lines if line.strip())
+    prompts = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if not prompts:
         raise ConfigError(f"{path}: holds no prompt")
     if len(prompts) > MAX_PROMPTS:

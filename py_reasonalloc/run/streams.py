@@ -131,7 +131,8 @@ class StreamRecorder:
         k = ggml.read_view(k_view)[0, :, :n_tokens]
         v = ggml.read_view(v_view)[0, :, :, :n_tokens].transpose(0, 2, 1)
         q = q.reshape(n_head_kv, -1, n_tokens, q.shape[2]).transpose(0, 2, 1, 3)
-        return Stream(*(np.ascontiguousarray(x) for x in (q, k, v)), self._scale[il])
+        copies = [np.ascontiguousarray(x) for x in (q, k, v)]
+        return Stream(copies[0], copies[1], copies[2], self._scale[il])
 
     def norms(self) -> npt.NDArray[np.float64]:
         """Return the mean square norm of the residual stream behind each block, [n_layer].
@@ -151,5 +152,7 @@ class StreamRecorder:
 
 def _required(tensor: Any) -> int:
     if tensor is None:
-        raise UnsupportedError("attention of another shape than expected: --no-curves leaves it out")
+        raise UnsupportedError(
+            "attention of another shape than expected: --no-curves leaves it out"
+        )
     return int(tensor)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..engine.errors import ConfigError, NotFoundError
 from ..profile.files import Profile, load_profile
+from .profiled import PROFILED, check_profile, profile_tables
 
 #: RA_MAX_TOKENS and RA_MAX_WINDOW of reasonalloc.h.
 MAX_TOKENS = 1 << 24
@@ -50,9 +51,6 @@ OPTIONS: dict[str, tuple[str, type]] = {
     "buffer": ("buffer", int),
     "attention": ("attention", str),
 }
-
-#: Splits over layers that need a profile.
-PROFILED = ("wave", "error")
 
 #: How heads of different lengths are attended; as ra_config_check() has them.
 ATTENTION = ("auto", "head", "layer")
@@ -186,8 +184,8 @@ class BudgetConfig:
         Of the random policy, 0 to 2**64 - 1.
     layers : str or sequence of int
         How n_layer x budget tokens are split over the layers: "uniform", "pyramid" (decreasing with
-        depth), "wave" (by a profile), "error" (over all KV heads of all layers, by a profile's error
-        curves), or the budget of each layer, tokens per KV head (`budget` is then not used).
+        depth), "wave" (by a profile), "error" (over all KV heads of all layers, by a profile's
+        error curves), or the budget of each layer, tokens per KV head (`budget` is then not used).
     heads : str
         How a layer's tokens are split over its KV heads, at every compression: "uniform",
         "adaptive" (by the pooled scores, made comparable between heads), "adaptive-literal" (as
@@ -301,19 +299,7 @@ class BudgetConfig:
                 )
         if isinstance(self.profile, (str, os.PathLike)):
             object.__setattr__(self, "profile", load_profile(self.profile))
-        elif self.profile is not None and not isinstance(self.profile, Profile):
-            raise ConfigError(f"profile = {self.profile!r} must be a Profile or the path of one")
-        if self.layers in PROFILED and self.profile is None:
-            raise ConfigError(
-                f"layers = {self.layers!r} needs a profile: pass one (reasonalloc-profile measures "
-                "it)"
-            )
-        if self.layers == "error" and self.profile.head_error is None:  # type: ignore[union-attr]
-            name = self.profile.source or self.profile.name  # type: ignore[union-attr]
-            raise ConfigError(
-                f"layers = 'error' needs a profile with error curves, {name} has none: measure one "
-                "with reasonalloc-profile"
-            )
+        check_profile(self.layers, self.profile)
 
     def _check_native(self) -> None:
         """Let the library check what hangs together: names, budget against what must stay."""
@@ -376,24 +362,21 @@ class BudgetConfig:
         native.head_alloc = self.heads.encode()
         native.mu = self.mu
         native.pyramid_beta = self.pyramid_beta
-        wave = self.profile if self.layers == "wave" else None
+        profile = self.profile if self.layers in PROFILED else None
         for name in ("gamma", "clip_lo", "clip_hi"):
             value = getattr(self, name)
-            if value is None and wave is not None:
-                value = getattr(wave, name)
+            if value is None and profile is not None:
+                value = getattr(profile, name)
             if value is not None:
                 setattr(native, name, value)
         if isinstance(self.layers, str):
             native.layer_alloc = self.layers.encode()
         else:
             tables["layer_budgets"] = (ctypes.c_int32, self.layers)
-        if wave is not None:
-            tables["layer_demand"] = (ctypes.c_double, wave.demand)  # type: ignore[union-attr]
-        if self.layers == "error":
-            curves = self.profile.head_error  # type: ignore[union-attr]
-            tables["head_error"] = (ctypes.c_double, [x for row in curves.values for x in row])
-            tables["error_grid"] = (ctypes.c_int32, curves.grid)
-            native.error_base = curves.base
+        if isinstance(profile, Profile):
+            tables |= profile_tables(self.layers, profile)
+            if self.layers == "error" and profile.head_error is not None:
+                native.error_base = profile.head_error.base
         for name, (kind, table) in tables.items():
             if table is not None:
                 setattr(native, name, (kind * len(table))(*table))
