@@ -169,7 +169,7 @@ class HeadReplay:
         logits -= logits.max(axis=-1, keepdims=True)
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=-1, keepdims=True)
-        output: Floats = logits.reshape(-1, len(k)) @ v
+        output = np.matmul(logits.reshape(-1, len(k)), v, dtype=np.float32)
         return output.reshape(*q.shape[:2], v.shape[1])
 
     def _full_outputs(self) -> Floats:
