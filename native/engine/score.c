@@ -5,12 +5,20 @@
 #include <math.h>
 #include <string.h>
 
+/* eight running sums, so that compilers may use vector registers */
 static float ra_dot_exact(int32_t n, const float * a, const float * b) {
-    double sum = 0.0;
-    for (int32_t i = 0; i < n; ++i) {
-        sum += (double) a[i] * (double) b[i];
+    double  lane[8] = { 0.0 };
+    int32_t i       = 0;
+    for (; i + 8 <= n; i += 8) {
+        for (int32_t k = 0; k < 8; ++k) {
+            lane[k] += (double) a[i + k] * (double) b[i + k];
+        }
     }
-    return (float) sum;
+    for (; i < n; ++i) {
+        lane[0] += (double) a[i] * (double) b[i];
+    }
+    return (float) (((lane[0] + lane[4]) + (lane[1] + lane[5])) +
+                    ((lane[2] + lane[6]) + (lane[3] + lane[7])));
 }
 
 /* unit [n_kv, head_dim] <- rows divided by their norms */
@@ -25,13 +33,11 @@ static void ra_unit_rows(int32_t n_kv, int32_t head_dim, const float * k, float 
     }
 }
 
-/* key_sim and key_cos [n_kv] from raw keys; scratch: row [n_kv], unit [n_kv, head_dim],
- * sum [head_dim], alike [2 * n_kv] */
-static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const float * k,
-                                 const int32_t * pos, float threshold, float * row, float * unit,
-                                 float * sum, int32_t * alike, float * key_sim, float * key_cos) {
+/* key_sim and key_cos [n_kv] from unit keys; scratch: row [n_kv], sum [head_dim], alike [2 * n_kv] */
+static void ra_key_sim_from_keys(int32_t n_kv, int32_t head_dim, const int32_t * pos,
+                                 const float * unit, float threshold, float * row, float * sum,
+                                 int32_t * alike, float * key_sim, float * key_cos) {
     const size_t n = (size_t) head_dim;
-    ra_unit_rows(n_kv, head_dim, k, unit);
     ra_key_cos_sums(n_kv, head_dim, unit, sum, key_sim);
     for (int32_t i = 0; i < n_kv; ++i) {
         key_cos[i] = key_sim[i] / (float) n_kv;
@@ -155,8 +161,11 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
     float * unit       = logits + n_rows * n;
     float * sum        = unit + n * (size_t) h->head_dim_k;
     ra_logits_from_keys(h, logits);
-    ra_key_sim_from_keys(h->n_kv, h->head_dim_k, h->k, h->pos, cfg->sim_threshold, work, unit, sum,
-                         alike, key_sim, key_cos);
+    ra_unit_rows(h->n_kv, h->head_dim_k, h->k, unit);
+    if ((policy->needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS)) != 0) {
+        ra_key_sim_from_keys(h->n_kv, h->head_dim_k, h->pos, unit, cfg->sim_threshold, work, sum,
+                             alike, key_sim, key_cos);
+    }
     ra_value_features(h, sum + h->head_dim_k, value_norm, value_dist);
     for (size_t i = 0; i < n_state; ++i) {
         before[i] = after[i] = h->state != NULL ? h->state[i] : NAN;
@@ -187,7 +196,9 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
     } else {
         ra_attention_mass(&f, received);
     }
-    ra_twins_from_keys(cfg, h, received, unit, work, twin);
+    if ((policy->needs & RA_FEATURE_TWIN) != 0) {
+        ra_twins_from_keys(cfg, h, received, unit, work, twin);
+    }
     policy->score(cfg, &f, score);
     ra_score_protect(cfg, cfg->n_protect, &f, score);
     if (state_out != NULL) {

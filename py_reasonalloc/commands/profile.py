@@ -1,4 +1,4 @@
-"""The command `reasonalloc-profile`: measure a model's layer profile, or compare two.
+"""The command `reasonalloc-profile`: measure a model's layer profile, show one, or compare two.
 
 Exit codes: 0 done; 1 the model, the file or the decode failed; 2 wrong usage; 130 stopped by Ctrl-C
 (nothing is written).
@@ -18,7 +18,7 @@ from .. import __version__
 from ..engine.errors import ConfigError
 from ..engine.usertext import path_text
 from ..output.console import EXIT_FAILURE, open_library, run_command, threads_option
-from ..task.shipped import model_path
+from ..task.shipped import DEMO, DEMO_DEFAULTS, model_path
 
 if TYPE_CHECKING:
     from ..profile.files import Profile
@@ -59,6 +59,25 @@ RECOMMEND_KL = 0.1
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
+@click.option(
+    "--curves/--no-curves",
+    default=True,
+    show_default=True,
+    help="Measure the error curves of the KV heads, too.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="Plain text to measure error curves on besides the chains of thought; may be repeated.",
+)
+@click.option(
+    "--buffer",
+    type=int,
+    help="Tokens between compressions, of error curves and --recommend.  [default: 128; demo: 16]",
+)
 @click.option("--cache", is_flag=True, help="Keep the profile for reasonalloc-run, too.")
 @click.option(
     "--recommend",
@@ -77,7 +96,6 @@ RECOMMEND_KL = 0.1
     help=f"With --recommend: what to compare.  [default: {RECOMMEND_METHODS}]",
 )
 @click.option("--budgets", help=f"With --recommend.  [default: {RECOMMEND_BUDGETS}]")
-@click.option("--buffer", type=int, help="With --recommend.  [default: 128; demo: 16]")
 @click.option("--window", type=int, help="With --recommend.  [default: 16]")
 @click.option("--plot", metavar="FILE", help="Draw it into a .png, .svg or .pdf (matplotlib).")
 @click.option(
@@ -86,6 +104,17 @@ RECOMMEND_KL = 0.1
     metavar="A.json B.json",
     help="Show how alike two profiles are; --plot draws both.",
 )
+@click.option("--show", metavar="A.json", help="Show a profile; --plot draws it.")
+@click.option(
+    "--budget",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Tokens per KV head of the split by error curves that is shown.",
+)
+@click.option(
+    "--protect", type=int, default=0, show_default=True, help="Protected tokens of that split."
+)
 @click.version_option(__version__)
 def main(**arguments: Any) -> int:
     """Measure how many cached tokens each layer of MODEL, a GGUF file, needs while it reasons.
@@ -93,14 +122,22 @@ def main(**arguments: Any) -> int:
     The model decodes its own chain of thought on a few probe prompts (maths; "demo", the model
     that comes with this package, gets the problems it knows) with the full cache. The profile is
     written to -o and drawn. It makes `reasonalloc-run` give every layer the share it needs.
+
+    Error curves say how much each KV head's output errs, by the number of tokens that it keeps:
+    `reasonalloc-run --layers error` splits the budget over all heads by them.
     """
     if arguments["plot"]:
         from ..output.picture import check_picture
 
         check_picture(arguments["plot"])
-    for name in ("target_kl", "methods", "budgets", "buffer", "window"):
+    for name in ("target_kl", "methods", "budgets", "window"):
         if arguments[name] is not None and not arguments["recommend"]:
             raise ConfigError(f"--{name.replace('_', '-')} goes with --recommend")
+    if arguments["show"]:
+        if arguments["model"] is not None or arguments["output"] is not None:
+            raise ConfigError("--show takes a profile, no model and no -o")
+        _show(arguments)
+        return 0
     if arguments["compare"]:
         if arguments["model"] is not None or arguments["output"] is not None:
             raise ConfigError("--compare takes two profiles, no model and no -o")
@@ -116,6 +153,7 @@ def main(**arguments: Any) -> int:
 def _calibrate(arguments: dict[str, Any]) -> int:
     open_library()
     from ..engine.identity import read_identity
+    from ..engine.usertext import read_text
     from ..profile.lookup import save_to_cache
     from ..profile.plot import save_picture, terminal_plot
     from ..run.calibrate import Settings, measure
@@ -130,7 +168,11 @@ def _calibrate(arguments: dict[str, Any]) -> int:
         n_threads=arguments["threads"] or 0,
         n_gpu_layers=arguments["gpu_layers"],
         raw=arguments["raw"],
+        curves=arguments["curves"],
+        buffer=_buffer(arguments),
     )
+    if arguments["texts"] and not settings.curves:
+        raise ConfigError("--text and --no-curves exclude each other")
     model = model_path(arguments["model"])
     output = arguments["output"]
     if output is not None and not Path(output).absolute().parent.is_dir():
@@ -145,7 +187,8 @@ def _calibrate(arguments: dict[str, Any]) -> int:
 
         check_target(_target(arguments))
     name = identity.families[0] if output is None else path_text(Path(output).stem)
-    profile = measure(model, prompts, settings, name, _command(arguments))
+    texts = [read_text(path, "text") for path in arguments["texts"]]
+    profile = measure(model, prompts, settings, name, _command(arguments), texts)
     is_missing = False
     if arguments["recommend"]:
         profile = _recommend(arguments, profile)
@@ -154,6 +197,12 @@ def _calibrate(arguments: dict[str, Any]) -> int:
         profile.save(output)
     if arguments["cache"]:
         save_to_cache(profile, identity)
+    if settings.curves and profile.head_error is None:
+        click.echo(
+            f"no error curves: no text was longer than {4 * settings.buffer} tokens "
+            "(--steps, --text, --buffer)",
+            err=True,
+        )
     click.echo(terminal_plot(profile))
     if arguments["plot"]:
         save_picture([profile], arguments["plot"])
@@ -189,6 +238,37 @@ def _recommend(arguments: dict[str, Any], profile: Profile) -> Profile:
     return replace(profile, recommendation=found)
 
 
+def _buffer(arguments: dict[str, Any]) -> int:
+    if arguments["buffer"] is not None:
+        return int(arguments["buffer"])
+    return int(str(DEMO_DEFAULTS["buffer"])) if arguments["model"] == DEMO else 128
+
+
+def _show(arguments: dict[str, Any]) -> None:
+    from ..profile.files import load_profile
+    from ..profile.plot import budget_lines, save_picture, terminal_plot
+    from ..session.config import BudgetConfig
+    from ..session.profiled import head_budgets
+
+    profile = load_profile(arguments["show"])
+    click.echo(terminal_plot(profile))
+    budgets = None
+    if profile.head_error is not None:
+        curves = profile.head_error
+        config = BudgetConfig(
+            budget=arguments["budget"],
+            policy=curves.policy,
+            window=max(curves.base - BudgetConfig.sinks, 1),
+            protect_prompt=arguments["protect"] or "off",
+            layers="error",
+            profile=profile,
+        )
+        budgets = head_budgets(config, profile.n_head_kv, profile.n_layer)
+        click.echo(budget_lines(budgets, arguments["budget"], arguments["protect"]))
+    if arguments["plot"]:
+        save_picture([profile], arguments["plot"], budgets)
+
+
 def _command(arguments: dict[str, Any]) -> str:
     """Return the command that measures this profile, file names without their folders."""
     words = ["reasonalloc-profile", path_text(Path(arguments["model"]).name)]
@@ -198,9 +278,14 @@ def _command(arguments: dict[str, Any]) -> str:
     words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
     if arguments["horizon"] > 0:
         words.append(f"--horizon={arguments['horizon']}")
+    if arguments["curves"]:
+        words.append(f"--buffer={_buffer(arguments)}")
+        words += [f"--text={Path(text).name}" for text in arguments["texts"]]
+    else:
+        words.append("--no-curves")
     if arguments["recommend"]:
         words += ["--recommend", f"--target-kl={_target(arguments):g}"]
-        for name in ("methods", "budgets", "buffer", "window"):
+        for name in ("methods", "budgets", "window"):
             if arguments[name] is not None:
                 words.append(f"--{name}={arguments[name]}")
     return shlex.join([*words, *(["--raw"] if arguments["raw"] else [])])[:1000]

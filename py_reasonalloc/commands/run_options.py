@@ -77,14 +77,21 @@ budget_options = _options(
     click.option(
         "--budget",
         metavar="N|auto",
-        help="Tokens kept per layer and KV head; auto: method, budget and cache type that a profile "
-        "of the model recommends, see reasonalloc-profile --recommend.  [default: 256]",
+        help="Tokens kept per layer and KV head; auto: method, budget and cache type that a "
+        "profile of the model recommends, see reasonalloc-profile --recommend.  [default: 256]",
     ),
     click.option(
         "--no-budget", is_flag=True, help="Use llama.cpp's own cache, which keeps everything."
     ),
     click.option(
-        "--policy", help="Rule by which tokens stay; see --list-policies.  [default: rkv]"
+        "--method",
+        type=click.Choice(["default", "paper"]),
+        help="paper: policy, window and splits of arXiv:2606.11164, but for what is asked for.",
+    ),
+    click.option(
+        "--policy",
+        help="Rule by which tokens stay; see --list-policies. Evicted tokens are merged into kept "
+        "ones with loss, dropped with others, unless --set merge=0|1.  [default: loss]",
     ),
     click.option(
         "--list-policies",
@@ -96,13 +103,15 @@ budget_options = _options(
     ),
     click.option(
         "--layers",
-        metavar="uniform|pyramid|wave|N,N,...",
-        help="Split of the budget over layers.  [default: wave with a profile, else uniform]",
+        metavar="uniform|pyramid|wave|error|N,N,...",
+        help="Split of the budget over layers; error: over all heads of all layers, by measured "
+        "curves.  [default: error with a profile that has curves, else uniform]",
     ),
     click.option(
         "--heads",
-        metavar="uniform|adaptive",
-        help="Split of a layer's budget over its KV heads.  [default: adaptive]",
+        metavar="uniform|adaptive|adaptive-literal|error",
+        help="Split of a layer's budget over its KV heads, at every compression.  "
+        "[default: uniform]",
     ),
     click.option(
         "--profile",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: `--window`, where the budget has room for it: wider than the paper's 8, see docs/evidence.md.
 DEFAULT_WINDOW = 16
+#: `--method` that stands for the settings of arXiv:2606.11164; with a profile its wave, too.
+PAPER = "paper"
+PAPER_FIELDS = {"policy": "rkv", "window": 8, "heads": "adaptive-literal"}
 #: Largest seed: the next one is llama.cpp's word for a random one, as -1 is on a command line.
 MAX_SEED = 2**32 - 2
 
@@ -40,6 +43,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     from ..run.rope import Rope
     from ..run.runner import RunOptions
     from ..session.config import BudgetConfig, kv_type_id
+    from ..session.profiled import PROFILED
     from ..session.steering import Sampling
 
     kv_type_id(arguments["kv_type"] or "f16")
@@ -55,7 +59,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
 
     direct = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt")
     given = {name: chosen(name) for name in direct if chosen(name) is not None}
-    names = (*direct, "layers", "heads", "profile")
+    names = (*direct, "method", "layers", "heads", "profile")
     config, profile = None, None
     if is_auto:
         config, kv_type, recommended_by = _recommended(arguments, model)
@@ -66,6 +70,8 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         settings = _settings(arguments["settings"])
         given |= settings
         given["protect_prompt"] = _protect_prompt(given.get("protect_prompt", "auto"))
+        if arguments["method"] == PAPER:
+            given = {**PAPER_FIELDS, **given}
         budget = given.get("budget", BudgetConfig.budget)
         given.setdefault("window", max(BudgetConfig.window, min(DEFAULT_WINDOW, budget // 4)))
         config = _budget(given, settings, seed)
@@ -79,7 +85,8 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         model=model,
         config=config,
         profile=profile,
-        needs_profile=arguments["layers"] == "wave",
+        profile_layers=arguments["layers"] if arguments["layers"] in PROFILED else None,
+        prefers="wave" if arguments["method"] == PAPER else "error",
         kv_type=kv_type,
         n_ctx=arguments["ctx"] or 0,
         max_tokens=arguments["max_tokens"],
@@ -107,7 +114,17 @@ def _recommended(arguments: dict[str, Any], model: Path) -> tuple[BudgetConfig, 
     """Return the cache that a profile of the model recommends, its type, and which profile does."""
     from ..fidelity.recommend import recommended_cache
 
-    names = ("no_budget", "policy", "layers", "heads", "buffer", "sinks", "window", "kv_type")
+    names = (
+        "no_budget",
+        "method",
+        "policy",
+        "layers",
+        "heads",
+        "buffer",
+        "sinks",
+        "window",
+        "kv_type",
+    )
     for name in (*names, "settings"):
         if arguments[name]:
             option = {"settings": "set"}.get(name, name).replace("_", "-")
@@ -173,15 +190,18 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _allocation(arguments: dict[str, Any], given: dict[str, Any]) -> str | None:
     """Fill in how the budget is split; returns RunOptions.profile.
 
-    An explicit --layers other than wave wins over any profile.
+    An explicit --layers that no profile has a say in wins over any.
     """
+    from ..session.profiled import PROFILED
+
     layers, profile = arguments["layers"], arguments["profile"] or "auto"
-    given["heads"] = arguments["heads"] or "adaptive"
-    if layers is None or layers == "wave":
+    if arguments["heads"] is not None:
+        given["heads"] = arguments["heads"]
+    if layers is None or layers in PROFILED:
         if profile != "none":
             return str(profile)
-        if layers == "wave":
-            raise ConfigError("--layers wave and --profile none exclude each other")
+        if layers is not None:
+            raise ConfigError(f"--layers {layers} and --profile none exclude each other")
         return None
     if layers[:1].isdigit() or "," in layers:
         table = _numbers(layers)

@@ -13,7 +13,8 @@ from typing import Any
 from .. import __version__
 from ..engine.errors import ConfigError, ContextFullError
 from ..engine.identity import read_identity
-from ..engine.modelfile import encode_prompt, open_vocabulary, trained_context
+from ..engine.modelfile import open_vocabulary, trained_context
+from ..engine.prompts import encode_prompt
 from ..eval.cases.methods import (
     Arm,
     Common,

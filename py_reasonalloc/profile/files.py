@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,12 @@ import numpy.typing as npt
 
 from ..engine.errors import ProfileError
 from ..engine.tempfiles import write_whole
+from .head_error import HeadError, contradictions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_FILE_BYTES = 1 << 20
 _MAX_COMPLAINTS = 3
+_NUMBERS = re.compile(r"\[\n[-+.eE\d,\s]*\]")  # no string of JSON has a line end in it
 
 
 class Recommendation(NamedTuple):
@@ -92,6 +95,8 @@ class Profile:
         Decode steps over which the attention was summed before it was counted; 0: none.
     recommendation : Recommendation or None
         Which cache is enough for the model; None: nobody measured it.
+    head_error : HeadError or None
+        Error curves of the KV heads, for ``layers = "error"``; None: not measured.
     source : str
         Where it was read from: not part of the file, and not compared.
     """
@@ -116,6 +121,7 @@ class Profile:
     command: str
     horizon: int = 0
     recommendation: Recommendation | None = None
+    head_error: HeadError | None = None
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -133,6 +139,10 @@ class Profile:
                 values[name] = list(value)
         if self.horizon == 0:
             del values["horizon"]
+        if self.head_error is None:
+            del values["head_error"]
+        else:
+            values["head_error"] = self.head_error.to_json()
         return {"format_version": FORMAT_VERSION, **values}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -145,6 +155,7 @@ class Profile:
         """
         target = Path(path)
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = _NUMBERS.sub(lambda match: " ".join(match[0].split()), text)  # one line each
         try:
             write_whole(target, text.encode())
         except OSError as error:
@@ -197,6 +208,8 @@ def load_profile(path: str | os.PathLike[str], source: str = "") -> Profile:
         for name in ("target_kl", "kl", "kl_high"):
             recommended[name] = float(recommended[name])
         value["recommendation"] = Recommendation(**recommended)
+    if "head_error" in value:
+        value["head_error"] = HeadError.from_json(value["head_error"])
     return Profile(**value, source=source or str(file))
 
 
@@ -228,10 +241,10 @@ def _validator() -> Any:
 def _check(value: Any, source: str) -> None:
     """Raise ProfileError unless `value` is what a profile's file may hold."""
     version = value.get("format_version") if isinstance(value, dict) else None
-    if version is not None and version != FORMAT_VERSION:
+    if version is not None and version not in range(1, FORMAT_VERSION + 1):
         raise ProfileError(
             f"{source}: format_version: {_short(version)} is unknown, this ReasonAlloc reads "
-            f"version {FORMAT_VERSION}"
+            f"1 to {FORMAT_VERSION}"
         )
     complaints = [
         f"{_place(error.absolute_path)}{_short(error.message)}"
@@ -271,6 +284,12 @@ def _contradictions(value: dict[str, Any]) -> list[str]:
         for name in ("rho", "gamma", "clip_lo", "clip_hi")
         if not math.isfinite(value[name])
     ]
+    if "head_error" in value:
+        heads = value["n_head_kv"]
+        n_heads = sum(heads) if isinstance(heads, list) else heads * value["n_layer"]
+        found += contradictions(value["head_error"], int(n_heads))
+        if value["format_version"] < 2:
+            found.append("head_error: format version 1 has none")
     try:
         datetime.date.fromisoformat(value["date"])
     except ValueError:

@@ -52,9 +52,16 @@ def shipped_profiles() -> tuple[Profile, ...]:
     return tuple(load_profile(file, source=file.stem) for file in files)
 
 
-def find_profile(model_path: str | os.PathLike[str]) -> Profile | None:
-    """Return the profile that fits a model file best, None if none does; see `find_profiles`."""
-    return next(iter(find_profiles(model_path)), None)
+def find_profile(model_path: str | os.PathLike[str], with_curves: bool = False) -> Profile | None:
+    """Return the profile that fits a model file best, None if none does; see `find_profiles`.
+
+    Parameters
+    ----------
+    with_curves : bool
+        Take only one that has error curves.
+    """
+    fitting = find_profiles(model_path)
+    return next((p for p in fitting if p.head_error is not None or not with_curves), None)
 
 
 def find_profiles(model_path: str | os.PathLike[str]) -> list[Profile]:
@@ -86,7 +93,9 @@ def find_profiles(model_path: str | os.PathLike[str]) -> list[Profile]:
 
 
 def resolve_profile(
-    model_path: str | os.PathLike[str], wanted: str | os.PathLike[str] | Profile | None
+    model_path: str | os.PathLike[str],
+    wanted: str | os.PathLike[str] | Profile | None,
+    with_curves: bool = False,
 ) -> Profile | None:
     """Return the profile that somebody asked for.
 
@@ -94,6 +103,8 @@ def resolve_profile(
     ----------
     wanted : "auto", path, Profile or None
         "auto" looks for one; a path is read; a Profile is checked; None stays None.
+    with_curves : bool
+        "auto" takes only one that has error curves.
 
     Raises
     ------
@@ -103,7 +114,7 @@ def resolve_profile(
     if wanted is None:
         return None
     if wanted == AUTO:
-        return find_profile(model_path)
+        return find_profile(model_path, with_curves)
     profile = wanted if isinstance(wanted, Profile) else load_profile(wanted)
     n_layer = read_identity(model_path).n_layer
     if profile.n_layer != n_layer:

@@ -29,12 +29,32 @@ def terminal_plot(profile: Profile, width: int = 50) -> str:
     return "\n".join([head, *lines])
 
 
+def budget_lines(budgets: list[list[int]], budget: int, n_protect: int = 0) -> str:
+    """Return one line per layer: its number and the budgets of its KV heads, tokens."""
+    digits = len(str(len(budgets) - 1))
+    width = len(str(max(max(row, default=0) for row in budgets)))
+    protected = f", {n_protect} of them protected" if n_protect > 0 else ""
+    head = f"tokens of each KV head, by error curves, {budget} on average{protected}:"
+    lines = [
+        f"{il:>{digits}} " + " ".join(f"{n:>{width}}" for n in row)
+        for il, row in enumerate(budgets)
+    ]
+    return "\n".join([head, *lines])
+
+
 def _span(profile: Profile) -> str:
     return f" of {profile.horizon} steps" if profile.horizon > 0 else ""
 
 
-def save_picture(profiles: list[Profile], path: str) -> None:
+def save_picture(
+    profiles: list[Profile], path: str, budgets: list[list[int]] | None = None
+) -> None:
     """Draw the demand of every layer; several profiles as shares of their own mean.
+
+    Parameters
+    ----------
+    budgets : list of list of int, optional
+        Tokens of each KV head of each layer, drawn below.
 
     Raises
     ------
@@ -45,8 +65,9 @@ def save_picture(profiles: list[Profile], path: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.0, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    n_panels = 1 if budgets is None else 2
+    figure = Figure(figsize=(7.0, 3.2 * n_panels), layout="constrained")
+    axes = figure.add_subplot(n_panels, 1, 1)
     for profile in profiles:
         mean = sum(profile.demand) / profile.n_layer
         values = [d if len(profiles) == 1 else d / mean for d in profile.demand]
@@ -58,4 +79,12 @@ def save_picture(profiles: list[Profile], path: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
+    if budgets is not None:
+        below = figure.add_subplot(n_panels, 1, 2, sharex=axes)
+        for il, row in enumerate(budgets):
+            below.plot([il] * len(row), row, linestyle="", marker="_", color="C0", markersize=9)
+        below.set_xlabel("layer")
+        below.set_ylabel("budgets of its KV heads, tokens")
+        below.set_ylim(bottom=0)
+        below.grid(alpha=0.3)
     save_figure(figure, path)

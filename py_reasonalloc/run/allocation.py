@@ -11,6 +11,7 @@ from ..engine.usertext import path_text
 from ..profile.files import Profile
 from ..profile.lookup import resolve_profile, save_to_cache
 from ..session.config import BudgetConfig
+from ..session.profiled import PROFILED
 from .options import Plan, RunOptions
 from .probes import default_prompts
 
@@ -46,15 +47,19 @@ def settle(options: RunOptions, plan: Plan) -> RunOptions:
                 f"layers has {len(config.layers)} budgets, {options.model} has {n_layer} layers"
             )
     profile: Profile | None = None
+    layers = options.profile_layers
     if options.profile == CALIBRATE:
         profile = _calibrate(options)
     elif options.profile is not None:
-        profile = resolve_profile(options.model, options.profile)
+        wants_curves = (layers or options.prefers) == "error"
+        profile = resolve_profile(options.model, options.profile, with_curves=wants_curves)
     if profile is not None:
-        config = dataclasses.replace(config, layers="wave", profile=profile)
-    elif options.needs_profile:
+        preferred = options.prefers if profile.head_error is not None else "wave"
+        config = dataclasses.replace(config, layers=layers or preferred, profile=profile)
+    elif layers is not None:
+        what = "a profile with error curves" if layers == "error" else "a profile"
         raise ProfileError(
-            f"layers = 'wave' needs a profile, and none fits {options.model}: make one with "
+            f"layers = {layers!r} needs {what}, and none fits {options.model}: make one with "
             "--profile calibrate or reasonalloc-profile"
         )
     return dataclasses.replace(options, config=config)
@@ -64,8 +69,11 @@ def _calibrate(options: RunOptions) -> Profile:
     """Measure a profile for the model of a run, briefly, and keep it in the user's cache."""
     from .calibrate import Settings, measure
 
+    wants_curves = (options.profile_layers or options.prefers) == "error"
     settings = Settings(
-        steps=QUICK_STEPS,
+        steps=Settings.steps if wants_curves else QUICK_STEPS,
+        curves=wants_curves,
+        buffer=options.config.buffer if options.config is not None else Settings.buffer,
         n_threads=options.n_threads,
         n_gpu_layers=options.n_gpu_layers,
         raw=options.raw,
@@ -82,7 +90,7 @@ def allocation(config: BudgetConfig | None) -> dict[str, Any]:
     """Return how a budget is split, as reports show it; nulls for the stock cache."""
     if config is None:
         return {"profile": None, "layers": None, "heads": None}
-    profile = config.profile if config.layers == "wave" else None
+    profile = config.profile if config.layers in PROFILED else None
     return {
         "profile": profile.source or profile.name if isinstance(profile, Profile) else None,
         "layers": config.layers if isinstance(config.layers, str) else list(config.layers),

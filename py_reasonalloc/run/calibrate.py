@@ -2,21 +2,22 @@
 
 ReasonAlloc, arXiv 2606.11164: on a few probe prompts the model decodes its own chain of thought
 with the full cache. The demand of a layer is the number of cached tokens that cover `rho` of the
-attention mass, averaged over decode steps and query heads. The attention of one token is read while
-the graph runs (llama.cpp's eval callback; flash attention off), counted and dropped: nothing of the
-size of an attention matrix is ever kept.
+attention mass, averaged over decode steps and query heads (`demand`).
 
 With a horizon (ours, not the paper's) the attention is summed over that many steps before it is
 counted, and only what an eviction could have taken counts: tokens of the chain that were there when
 the horizon began, the observation window left out. A head that looks up one other token at each
 step needs one per step, but many over a horizon; one that always rests on the same few needs few.
+
+The same decode records what attention works on, and the error curves of the KV heads are measured
+from it (`curves`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,159 +25,25 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import numpy.typing as npt
-from llama_cpp import llama_cpp as bindings
 
 from .. import __version__
 from ..engine import bindings as c
-from ..engine import ggml
 from ..engine.errors import ConfigError, ContextFullError, UnsupportedError, error_from_status
 from ..engine.identity import ModelIdentity, read_identity
 from ..engine.log import LogCapture
 from ..engine.modelfile import open_vocabulary, trained_context
 from ..engine.prompts import encode_prompt
 from ..profile.files import Profile
-from ..session.config import BudgetConfig, check_float, check_int, kv_type_id
+from ..session.config import check_float, check_int, kv_type_id
 from ..session.generate import Generation, Sampling
 from ..session.reason_llama import ReasonLlama
+from .curves import CurveMeter, replay_config
+from .demand import DemandMeter
 from .probes import MAX_PROMPTS
+from .streams import StreamRecorder
 
-_ATTENTION = re.compile(rb"^kq_soft_max-(\d+)$")
-
-
-def tokens_for_mass(attention: npt.NDArray[np.floating[Any]], rho: float) -> npt.NDArray[np.intp]:
-    """Count the tokens that cover a share of the attention.
-
-    Parameters
-    ----------
-    attention : [n_head, n_kv]
-        Not negative; rows need not sum to one.
-    rho : float
-        Share, 0 to 1.
-
-    Returns
-    -------
-    counts : [n_head]
-        The smallest number of tokens whose attention sums up to rho of their head's.
-    """
-    covered = np.cumsum(-np.sort(-attention, axis=1), axis=1, dtype=np.float64)
-    return (covered < rho * covered[:, -1:]).sum(axis=1) + 1
-
-
-class DemandMeter:
-    """Sums up demands from the tensors of running graphs.
-
-    Parameters
-    ----------
-    n_head_kv : [n_layer]
-        KV heads of each layer.
-    rho : float
-        Share of the attention mass.
-    horizon : int
-        Steps over which the attention is summed before it is counted; 0: each step is counted.
-
-    Attributes
-    ----------
-    callback
-        For `cb_eval` of llama_context_params; keep the meter as long as the context.
-    n_steps : [n_layer]
-        Decode steps measured.
-    """
-
-    def __init__(self, n_head_kv: Sequence[int], rho: float, horizon: int = 0) -> None:
-        self.rho, self.horizon = rho, horizon
-        self._n_head_kv = list(n_head_kv)
-        self.n_steps = np.zeros(len(n_head_kv), dtype=np.int64)
-        self._n_counts = np.zeros(len(n_head_kv), dtype=np.int64)
-        self._sum = np.zeros(len(n_head_kv), dtype=np.float64)
-        self._horizons: list[_Horizon] = []
-        self._error: Exception | None = None
-        self.callback = bindings.ggml_backend_sched_eval_callback(self._receive)
-
-    def start(self, n_prompt: int) -> None:
-        """Begin with a prompt of so many tokens; the last one is complete."""
-        self._end_horizons()
-        self._horizons = [_Horizon(n_prompt) for _ in self._n_head_kv]
-
-    def _receive(self, tensor: int, ask: bool, _: Any) -> bool:
-        """Answer whether a tensor is wanted (`ask`), or take it. Must not raise."""
-        try:
-            match = _ATTENTION.match(ggml.tensor_name(tensor))
-            if match is None or self._error is not None:
-                return not ask
-            if ask:
-                return ggml.tensor_shape(tensor)[1] == 1  # one token: a decode step, no prompt
-            self._add(int(match[1]), ggml.read_f32(tensor)[0, :, 0, :])
-        except Exception as error:  # noqa: BLE001 - nothing may pass through C
-            self._error = self._error or error
-        return not ask
-
-    def _add(self, il: int, attention: npt.NDArray[np.float32]) -> None:
-        """Take the attention of one step, [n_head, n_kv]."""
-        if il >= len(self._sum):
-            raise UnsupportedError(f"layer {il} is beyond the {len(self._sum)} of the model's file")
-        self.n_steps[il] += 1
-        if self.horizon == 0:
-            self._count(il, attention)
-            return
-        horizon = self._horizons[il]
-        if horizon.n_seen >= self.horizon and horizon.n_seen % self.horizon == 0:
-            self._end_horizon(il)
-            horizon.begin(attention.shape[0])
-        horizon.add(attention)
-
-    def _count(self, il: int, attention: npt.NDArray[np.floating[Any]]) -> None:
-        self._sum[il] += tokens_for_mass(attention, self.rho).mean()
-        self._n_counts[il] += 1
-
-    def _end_horizons(self) -> None:
-        for il, horizon in enumerate(self._horizons):
-            if 2 * horizon.n_added >= self.horizon:
-                self._end_horizon(il)
-
-    def _end_horizon(self, il: int) -> None:
-        horizon = self._horizons[il]
-        if horizon.n_added == 0:
-            return
-        by_head_kv = horizon.attention.reshape(self._n_head_kv[il], -1, horizon.attention.shape[1])
-        self._count(il, by_head_kv.sum(axis=1))
-
-    def raise_error(self) -> None:
-        """Raise what went wrong inside the callback, if anything did."""
-        if self._error is not None:
-            raise self._error
-
-    def demand(self) -> npt.NDArray[np.float64]:
-        """Return the mean demand of each layer, tokens, [n_layer]; 0 where nothing was seen."""
-        self._end_horizons()
-        self._horizons = []
-        return self._sum / np.maximum(self._n_counts, 1)
-
-
-class _Horizon:
-    """The attention of one layer since a horizon began, on tokens that could have been evicted."""
-
-    def __init__(self, n_prompt: int) -> None:
-        self._n_prompt = n_prompt
-        self.n_seen = 0  # decode steps since the prompt
-        self.n_added = 0  # of them, in this horizon
-        self._n_old = 0
-        self.attention = np.zeros((0, 0))
-
-    def begin(self, n_head: int) -> None:
-        """Forget what was added; from now on, tokens of the chain up to here count."""
-        self._n_old = max(self.n_seen - BudgetConfig.window, 1)
-        self.attention = np.zeros((n_head, self._n_old))
-        self.n_added = 0
-
-    def add(self, attention: npt.NDArray[np.float32]) -> None:
-        """Add one step, [n_head, n_kv]; the first horizon after a prompt has nothing to look at."""
-        self.n_seen += 1
-        if self._n_old > 0:
-            first = self._n_prompt
-            self.attention += attention[:, first : first + self._n_old]
-            self.n_added += 1
+#: Most tokens of a text that are read.
+TEXT_TOKENS = 2048
 
 
 class _MeteredLlama(ReasonLlama):
@@ -219,6 +86,10 @@ class Settings:
         Layers on a GPU; -1: all.
     raw : bool
         Leave out the chat template.
+    curves : bool
+        Measure error curves, too.
+    buffer : int
+        Tokens between the compressions of error curves.
     """
 
     steps: int = 512
@@ -229,6 +100,8 @@ class Settings:
     n_threads: int = 0
     n_gpu_layers: int = 0
     raw: bool = False
+    curves: bool = True
+    buffer: int = 128
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps, 1, 1 << 20)
@@ -240,6 +113,11 @@ class Settings:
                 "only fills the cache"
             )
         check_int("seed", self.sampling.seed, 0, 2**32 - 2 - MAX_PROMPTS)
+        check_int("buffer", self.buffer, 1, 4096)
+
+    def work(self, n_prompts: int, n_texts: int = 0) -> int:
+        """Return what `calibrate` reports to its `progress` in all."""
+        return self.steps * ((2 * n_prompts + n_texts) if self.curves else n_prompts)
 
 
 def calibrate(
@@ -249,6 +127,7 @@ def calibrate(
     name: str = "",
     command: str = "py_reasonalloc.run.calibrate.calibrate()",
     progress: Callable[[int], None] = lambda n: None,
+    texts: Sequence[str] = (),
 ) -> Profile:
     """Measure the profile of a model.
 
@@ -261,7 +140,10 @@ def calibrate(
     command : str
         What the profile says made it.
     progress : callable
-        Gets the number of decode steps done since its last call; ``steps`` per prompt in all.
+        Gets the work done since its last call, of ``settings.work()`` in all: decode steps, and
+        about as much again for error curves.
+    texts : sequence of str
+        Read for error curves besides the chains of thought, up to `TEXT_TOKENS` tokens each.
 
     Raises
     ------
@@ -279,9 +161,11 @@ def calibrate(
         raise ConfigError(f"{len(prompts)} prompts: must be 1 to {MAX_PROMPTS}")
     identity = read_identity(model_path)
     with open_vocabulary(model_path) as model:
-        texts = [encode_prompt(model, prompt, settings.raw) for prompt in prompts]
+        encoded = [encode_prompt(model, prompt, settings.raw) for prompt in prompts]
+        pieces = [encode_prompt(model, text, raw=True) for text in texts]
         n_trained = trained_context(model)
-    n_longest = max(map(len, texts))
+    pieces = [piece[: min(TEXT_TOKENS, n_trained or TEXT_TOKENS)] for piece in pieces]
+    n_longest = max(map(len, encoded))
     if n_longest >= n_trained > 0:
         raise ContextFullError(
             f"a probe prompt has {n_longest} tokens, but the context ends at {n_trained}"
@@ -289,9 +173,11 @@ def calibrate(
     n_ctx = min(n_longest + settings.steps, n_trained or n_longest + settings.steps)
     heads = identity.n_head_kv
     per_layer = [heads] * identity.n_layer if isinstance(heads, int) else list(heads)
-    meter = DemandMeter(per_layer, settings.rho, settings.horizon)
+    recorder = StreamRecorder(per_layer) if settings.curves else None
+    meter = DemandMeter(per_layer, settings.rho, settings.horizon, recorder)
+    curves = CurveMeter(per_layer, replay_config(settings.buffer), settings.n_threads)
     arguments: dict[str, Any] = {
-        "n_ctx": n_ctx,
+        "n_ctx": max([n_ctx, *map(len, pieces)]),
         "type_k": settings.kv_type,
         # without flash attention V cannot be quantised
         "type_v": settings.kv_type if settings.kv_type in ("f32", "bf16") else "f16",
@@ -299,14 +185,41 @@ def calibrate(
     }
     if settings.n_threads > 0:
         arguments["n_threads"] = arguments["n_threads_batch"] = settings.n_threads
+
+    def replay(session: _MeteredLlama) -> None:
+        if recorder is not None:
+            session.meter.raise_error()
+            curves.add(recorder.streams(), _share(progress, settings.steps, sum(per_layer)))
+
     with _MeteredLlama(model_path, meter, **arguments) as llama:
         kind = kv_type_id(settings.kv_type)
         status = c.ra_model_supported(llama.model, kind, kind)
         if status != c.RA_STATUS_OK:
             raise error_from_status(status, f"{model_path}: {c.last_error()}")
-        for i, tokens in enumerate(texts):
+        for i, tokens in enumerate(encoded):
             _decode(llama, tokens, settings, i, progress)
-    return _profile(identity, meter, settings, len(prompts), name, command)
+            replay(llama)
+        for tokens in pieces if settings.curves else []:
+            llama.clear()
+            meter.start(len(tokens), is_counted=False)
+            llama.eval(tokens)
+            replay(llama)
+    profile = _profile(identity, meter, settings, len(prompts), name, command)
+    if recorder is None:
+        return profile
+    return dataclasses.replace(profile, head_error=curves.head_error(recorder.norms()))
+
+
+def _share(progress: Callable[[int], None], n_total: int, n_parts: int) -> Callable[[int], None]:
+    """Return a function that takes parts done and reports their share of a total."""
+    n_done = 0
+
+    def report(n: int) -> None:
+        nonlocal n_done
+        before, n_done = n_total * n_done // n_parts, n_done + n
+        progress(n_total * n_done // n_parts - before)
+
+    return report
 
 
 def _decode(
@@ -372,13 +285,18 @@ def _profile(
 
 
 def measure(
-    model: Path, prompts: Sequence[str], settings: Settings, name: str, command: str
+    model: Path,
+    prompts: Sequence[str],
+    settings: Settings,
+    name: str,
+    command: str,
+    texts: Sequence[str] = (),
 ) -> Profile:
     """Calibrate with a progress bar on standard error; see `calibrate`."""
     bar = click.progressbar(
-        length=len(prompts) * settings.steps,
+        length=settings.work(len(prompts), len(texts)),
         label=f"measuring {len(prompts)} chains of thought",
         file=sys.stderr,
     )
     with LogCapture(forward=False), bar as progress:
-        return calibrate(model, prompts, settings, name, command, progress.update)
+        return calibrate(model, prompts, settings, name, command, progress.update, texts)

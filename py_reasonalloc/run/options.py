@@ -29,8 +29,12 @@ class RunOptions:
     profile : str or None
         Where the layers' budgets come from: "auto", "calibrate" or the path of a profile; `config`
         is then uniform over layers, and stays so if "auto" finds none. None: `config` is final.
-    needs_profile : bool
-        That "auto" finds none is an error.
+    profile_layers : str or None
+        Split over layers by that profile, "wave" or "error"; that "auto" finds none is then an
+        error. None: as `prefers` says, if there is one.
+    prefers : str
+        Split over layers that a profile is for where `profile_layers` names none: "error" or
+        "wave"; a profile without curves serves for the wave.
     kv_type : str
         Type of K and V.
     n_ctx : int
@@ -62,7 +66,8 @@ class RunOptions:
     model: Path
     config: BudgetConfig | None = field(default_factory=BudgetConfig)
     profile: str | None = None
-    needs_profile: bool = False
+    profile_layers: str | None = None
+    prefers: str = "error"
     kv_type: str = "f16"
     n_ctx: int = 0
     max_tokens: int = 0

@@ -15,6 +15,7 @@ from ..engine.library import MAX_THREADS
 from ..engine.modelfile import check_model_file
 from ..profile.lookup import resolve_profile
 from .config import BudgetConfig, check_int
+from .profiled import PROFILED
 
 
 def check_threads(arguments: dict[str, Any]) -> None:
@@ -54,10 +55,11 @@ def session_config(
         return budget
     layers, heads, wanted = alloc["layers"], alloc["heads"], alloc["profile"]
     profile = None
-    if layers is None or layers == "wave":
-        profile = resolve_profile(check_model_file(model_path), wanted)
+    if layers is None or layers in PROFILED:
+        file = check_model_file(model_path)
+        profile = resolve_profile(file, wanted, with_curves=layers == "error")
         layers = layers or ("uniform" if profile is None else "wave")
-    heads = heads or ("uniform" if wanted is None else "adaptive")
+    heads = heads or ("uniform" if wanted is None or layers == "error" else "adaptive")
     return BudgetConfig(budget=budget, **shared, layers=layers, heads=heads, profile=profile)
 
 

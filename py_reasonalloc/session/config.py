@@ -10,6 +10,7 @@ from typing import Any
 
 from ..engine.errors import ConfigError, NotFoundError
 from ..profile.files import Profile, load_profile
+from .profiled import PROFILED, check_profile, profile_tables
 
 #: RA_MAX_TOKENS and RA_MAX_WINDOW of reasonalloc.h.
 MAX_TOKENS = 1 << 24
@@ -182,10 +183,11 @@ class BudgetConfig:
         rkv-ema: weight of a token's score at earlier compressions, 0 to below 1.
     decay : float
         mass, loss: weight of the attention at earlier compressions, per compression, 0 to below 1.
-    merge : bool
-        With any policy: the value of an evicted token goes, weighted by the attention it received,
-        into the kept token of its head that is most like it, whose logits get a bias for it (ToMe,
-        arXiv:2210.09461, with attention in the place of counts). Off: evicted tokens are dropped.
+    merge : bool, optional
+        The value of an evicted token goes, weighted by the attention it received, into the kept
+        token of its head that is most like it, whose logits get a bias for it (ToMe,
+        arXiv:2210.09461, with attention in the place of counts). False: evicted tokens are dropped.
+        None: True with policy loss, False with others.
     bias_max : float
         Largest such bias, in logits, 0 to 10.
     value_guard : float
@@ -197,8 +199,8 @@ class BudgetConfig:
         Of the random policy, 0 to 2**64 - 1.
     layers : str or sequence of int
         How n_layer x budget tokens are split over the layers: "uniform", "pyramid" (decreasing with
-        depth), "wave" (by a profile), or the budget of each layer, tokens per KV head (`budget` is
-        then not used).
+        depth), "wave" (by a profile), "error" (over all KV heads of all layers, by a profile's
+        error curves), or the budget of each layer, tokens per KV head (`budget` is then not used).
     heads : str
         How a layer's tokens are split over its KV heads, at every compression: "uniform",
         "adaptive" (by the pooled scores, made comparable between heads), "adaptive-literal" (as
@@ -206,7 +208,7 @@ class BudgetConfig:
     head_budgets : sequence of int, optional
         First budget of each KV head, layer after layer; overrides `layers`.
     profile : Profile or path, optional
-        Layer profile; "wave" needs one, the others do not look at it.
+        Layer profile; "wave" and "error" need one, the others do not look at it.
     gamma : float, optional
         Exponent that flattens a demand (of layers, "wave", and of heads, "adaptive"), 0 to 16.
         None, here and below: what the profile says; without one, the paper's value, here 0.5.
@@ -234,7 +236,7 @@ class BudgetConfig:
     """
 
     budget: int = 256
-    policy: str = "rkv"
+    policy: str = "loss"
     buffer: int = 128
     sinks: int = 4
     window: int = 8
@@ -244,7 +246,7 @@ class BudgetConfig:
     pool_kernel: int = 7
     ema: float = 0.5
     decay: float = 0.5
-    merge: bool = False
+    merge: bool | None = None
     bias_max: float = 8.0
     value_guard: float = 0.0
     n_guard: int = 4
@@ -271,9 +273,10 @@ class BudgetConfig:
         check_float("sim_threshold", self.sim_threshold, -1.0, 1.0)
         check_float("ema", self.ema, 0.0, 0.999999)
         check_float("decay", self.decay, 0.0, 0.999999)
-        if self.merge not in (False, True):
+        if self.merge not in (None, False, True):
             raise ConfigError(f"merge = {self.merge!r} must be 0 or 1")
-        object.__setattr__(self, "merge", bool(self.merge))
+        merge = self.policy == "loss" if self.merge is None else bool(self.merge)
+        object.__setattr__(self, "merge", merge)
         check_float("bias_max", self.bias_max, 0.0, 10.0)
         check_float("value_guard", self.value_guard, 0.0, 1e6)
         check_int("n_guard", self.n_guard, 0, 1024)
@@ -312,12 +315,7 @@ class BudgetConfig:
                 )
         if isinstance(self.profile, (str, os.PathLike)):
             object.__setattr__(self, "profile", load_profile(self.profile))
-        elif self.profile is not None and not isinstance(self.profile, Profile):
-            raise ConfigError(f"profile = {self.profile!r} must be a Profile or the path of one")
-        if self.layers == "wave" and self.profile is None:
-            raise ConfigError(
-                "layers = 'wave' needs a profile: pass one (reasonalloc-profile measures it)"
-            )
+        check_profile(self.layers, self.profile)
 
     def _check_native(self) -> None:
         """Let the library check what hangs together: names, budget against what must stay."""
@@ -365,7 +363,7 @@ class BudgetConfig:
         native.pool_kernel = self.pool_kernel
         native.ema = self.ema
         native.decay = self.decay
-        native.merge = int(self.merge)
+        native.merge = int(bool(self.merge))
         native.bias_max = self.bias_max
         native.value_guard = self.value_guard
         native.n_guard = self.n_guard
@@ -380,19 +378,21 @@ class BudgetConfig:
         native.head_alloc = self.heads.encode()
         native.mu = self.mu
         native.pyramid_beta = self.pyramid_beta
-        wave = self.profile if self.layers == "wave" else None
+        profile = self.profile if self.layers in PROFILED else None
         for name in ("gamma", "clip_lo", "clip_hi"):
             value = getattr(self, name)
-            if value is None and wave is not None:
-                value = getattr(wave, name)
+            if value is None and profile is not None:
+                value = getattr(profile, name)
             if value is not None:
                 setattr(native, name, value)
         if isinstance(self.layers, str):
             native.layer_alloc = self.layers.encode()
         else:
             tables["layer_budgets"] = (ctypes.c_int32, self.layers)
-        if wave is not None:
-            tables["layer_demand"] = (ctypes.c_double, wave.demand)  # type: ignore[union-attr]
+        if isinstance(profile, Profile):
+            tables |= profile_tables(self.layers, profile)
+            if self.layers == "error" and profile.head_error is not None:
+                native.error_base = profile.head_error.base
         for name, (kind, table) in tables.items():
             if table is not None:
                 setattr(native, name, (kind * len(table))(*table))

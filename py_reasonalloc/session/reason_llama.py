@@ -76,7 +76,8 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         there is any (see `py_reasonalloc.profile.lookup`). Not together with a `BudgetConfig`.
     layers, heads : optional
         See `BudgetConfig`. None: "wave" with a profile, "uniform" without; heads are "adaptive" if
-        a profile was asked for, found or not, else "uniform". So ``profile="auto"`` is what
+        a profile was asked for, found or not, else "uniform", as with layers "error", which splits
+        over heads. So ``profile="auto"`` is what
         ``reasonalloc-run`` does. Not together with a `BudgetConfig`.
     n_ctx : int
         Length of the context in tokens; 0: as trained.

@@ -20,6 +20,8 @@ Array = np.ndarray
 class LayerActivations:
     """Queries and keys after RoPE: q [n_head, T, head_dim], k [n_head_kv, T, head_dim].
 
+    The residual stream behind the block: x [T, n_embd].
+
     Before each compression of the layer, as merging has left them: values v[i]
     [n_head_kv, T, head_dim] and biases of the keys bias[i] [n_head_kv, T].
     """
@@ -28,6 +30,7 @@ class LayerActivations:
     k: Array
     v: list[Array]
     bias: list[Array]
+    x: Array | None = None
 
 
 def merge_rows(v: Array, target: Array, share: Array) -> Array:
@@ -125,6 +128,7 @@ class NumpyModel:
             gate = self._linear(h, f"blk.{il}.ffn_gate")
             gate = gate / (1.0 + np.exp(-gate))
             x = x + self._linear(gate * self._linear(h, f"blk.{il}.ffn_up"), f"blk.{il}.ffn_down")
+            activations.x = x
         output = "output" if "output.weight" in self.weights else "token_embd"
         return self._linear(self._norm(x, "output_norm"), output), layers
 

@@ -17,7 +17,8 @@ from py_reasonalloc.engine.errors import ContextFullError
 from py_reasonalloc.engine.identity import read_identity
 from py_reasonalloc.profile.files import load_profile
 from py_reasonalloc.profile.lookup import cached_path
-from py_reasonalloc.run.calibrate import Settings, calibrate, tokens_for_mass
+from py_reasonalloc.run.calibrate import Settings, calibrate
+from py_reasonalloc.run.demand import tokens_for_mass
 from py_reasonalloc.session.generate import Generation, Sampling
 
 GREEDY = Settings(steps=40, sampling=Sampling(temp=0.0), kv_type="f32", n_threads=1)
@@ -145,8 +146,11 @@ def test_one_seed_one_profile(make_gguf) -> None:
 def test_progress_reaches_the_end(make_gguf) -> None:
     steps: list[int] = []
     path = make_gguf(n_ctx_train=64)  # the context ends before the steps do
-    calibrate(path, ["how many?", "why?"], Settings(steps=100), progress=steps.append)
-    assert sum(steps) == 200
+    for curves in (True, False):
+        steps.clear()
+        settings = Settings(steps=100, curves=curves)
+        calibrate(path, ["how many?", "why?"], settings, progress=steps.append, texts=["so" * 9])
+        assert sum(steps) == settings.work(2, 1) == (500 if curves else 200)
 
 
 def test_layers_without_attention_have_no_demand(make_gguf) -> None:

@@ -24,6 +24,7 @@ from py_reasonalloc.profile.files import (
     load_profile,
     profiles_folder,
 )
+from py_reasonalloc.profile.head_error import HeadError
 from py_reasonalloc.profile.lookup import cached_path, find_profile, resolve_profile, save_to_cache
 from py_reasonalloc.profile.plot import bar, terminal_plot
 from py_reasonalloc.run.probes import MATHS, MAX_PROMPTS, default_prompts, read_prompts
@@ -47,6 +48,15 @@ GOOD = Profile(
     date="2026-01-31",
     fingerprint="sha256:" + "0" * 64,
     command="reasonalloc-profile m.gguf -o test.json",
+)
+
+CURVES = HeadError(
+    grid=(20, 32, 64),
+    base=20,
+    buffer=16,
+    policy="loss",
+    merge=True,
+    values=((4.0, 2.0, 0.5), (1.0, 0.1, 0.0), (1e-9, 0.0, 0.0), (3.0, 3.5, 0.25)),
 )
 
 
@@ -91,6 +101,64 @@ def test_round_trip(good_file) -> None:
     assert [p.name for p in good_file.parent.glob("*good*")] == ["good.json"]
 
 
+def test_curves_round_trip(tmp_path) -> None:
+    path = tmp_path / "p.json"
+    whole = dataclasses.replace(GOOD, head_error=CURVES)
+    whole.save(path)
+    assert load_profile(path) == whole != GOOD
+    text = path.read_text()
+    assert '"grid": [ 20, 32, 64 ]' in text and json.loads(text) == whole.to_json()
+    assert text.count("\n") < 50  # a line for each head
+
+
+def test_version_1_is_read(tmp_path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({**GOOD.to_json(), "format_version": 1}))
+    assert load_profile(path) == GOOD
+    whole = dataclasses.replace(GOOD, head_error=CURVES).to_json()
+    path.write_text(json.dumps({**whole, "format_version": 1}))
+    with pytest.raises(ProfileError, match="head_error: format version 1 has none"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": [20, 64, 32]}, "head_error.grid: must ascend"),
+        ({"grid": [20, 20, 32]}, "head_error.grid: must ascend"),
+        ({"grid": [0, 32, 64]}, r"head_error.grid\[0\]: 0 is less than the minimum of 1"),
+        ({"grid": [20]}, r"head_error.grid: \[20\] is too short"),
+        ({"grid": list(range(1, 99))}, "head_error.grid: .* is too long"),
+        ({"base": 21}, "head_error.base: 21 is more than the first of the grid"),
+        ({"base": -1}, "head_error.base: -1 is less than the minimum of 0"),
+        ({"buffer": 0}, "head_error.buffer: 0 is less than the minimum of 1"),
+        ({"policy": "a\nb"}, "head_error.policy: .* does not match"),
+        ({"merge": 1}, "head_error.merge: 1 is not of type 'boolean'"),
+        ({"values": CURVES.values[:3]}, "head_error.values: 3 curves, but there are 4 KV heads"),
+        ({"values": [[1.0, 2.0]] * 4}, r"head_error.values\[0\]: 2 errors, but the grid has 3"),
+        ({"values": [[1.0, -2.0, 3.0]] * 4}, r"head_error.values\[0\]\[1\]: -2.0 is less than"),
+        ({"values": [[1.0, 1e200, 3.0]] * 4}, r"values\[0\]\[1\]: 1e\+200 is greater than the"),
+        ({"values": [["1", 1, 3.0]] * 4}, r"values\[0\]\[0\]: '1' is not of type 'number'"),
+        ({"values": 7}, "head_error.values: 7 is not of type 'array'"),
+        ({"extra": 7}, "head_error: .*'extra' was unexpected"),
+        ({"grid": None}, r"head_error.grid: None is not of type 'array'"),
+    ],
+)
+def test_bad_curves(tmp_path, change, message) -> None:
+    path = tmp_path / "p.json"
+    curves = {**CURVES.to_json(), **change}
+    path.write_text(json.dumps({**GOOD.to_json(), "head_error": curves}))
+    with pytest.raises(ProfileError, match=message) as caught:
+        load_profile(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_curves_of_a_program_are_checked_too() -> None:
+    values = ((math.nan, 1.0, 1.0), *CURVES.values[1:])
+    with pytest.raises(ProfileError, match=r"head_error.values\[0\]: not all of them are numbers"):
+        dataclasses.replace(GOOD, head_error=dataclasses.replace(CURVES, values=values))
+
+
 def test_whole_numbers_may_be_written_with_a_point(tmp_path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps({**GOOD.to_json(), "n_layer": 2.0, "demand": [1, 2]}))
@@ -102,8 +170,8 @@ def test_whole_numbers_may_be_written_with_a_point(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version: 2 is unknown, this ReasonAlloc reads version 1"),
-        ({"format_version": None}, "format_version: 1 was expected"),
+        ({"format_version": 3}, "format_version: 3 is unknown, this ReasonAlloc reads 1 to 2"),
+        ({"format_version": None}, "format_version: None is not one of"),
         ({"n_layer": 3}, "demand: 2 entries, but n_layer is 3"),
         ({"n_layer": 0}, "n_layer: 0 is less than the minimum of 1"),
         ({"n_layer": 2.5}, "n_layer: 2.5 is not of type 'integer'"),
@@ -195,10 +263,13 @@ def test_the_schema_and_the_class_agree() -> None:
     schema = json.loads((profiles_folder() / "schema" / "profile.schema.json").read_text())
     assert set(schema["required"]) == GOOD.to_json().keys()
     recommendation = Recommendation(0.1, "rkv", 64, 16, 4, 8, "f16", 0.05, 0.09, 500, "0.1", "c")
-    every = dataclasses.replace(GOOD, horizon=128, recommendation=recommendation).to_json()
-    assert schema["properties"].keys() == every.keys()
+    more = {"horizon": 128, "recommendation": recommendation, "head_error": CURVES}
+    whole = dataclasses.replace(GOOD, **more).to_json()
+    assert schema["properties"].keys() == whole.keys()
     inner = schema["properties"]["recommendation"]
     assert set(inner["required"]) == inner["properties"].keys() == set(Recommendation._fields)
+    curves = schema["properties"]["head_error"]
+    assert set(curves["required"]) == curves["properties"].keys() == whole["head_error"].keys()
     assert schema["properties"]["n_prompts"]["maximum"] == MAX_PROMPTS
 
 

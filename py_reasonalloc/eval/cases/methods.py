@@ -23,6 +23,7 @@ from ...session.config import (
     policy_summaries,
     read_option,
 )
+from ...session.profiled import PROFILED
 from .rows import arm_label
 
 #: More tokens than any cache holds; Python takes long for numbers of very many digits.
@@ -35,7 +36,8 @@ METHODS: dict[str, dict[str, str]] = {
     "pyramid-rkv": {"policy": "rkv", "layers": "pyramid"},
     "wave": {"policy": "rkv", "layers": "wave"},
     "adaptive": {"policy": "rkv", "heads": "adaptive"},
-    "reasonalloc": {"policy": "rkv", "layers": "wave", "heads": "adaptive"},
+    "reasonalloc": {"policy": "rkv", "layers": "wave", "heads": "adaptive-literal"},
+    "loss-error": {"policy": "loss", "layers": "error"},
 }
 
 
@@ -212,7 +214,7 @@ def setup_of(arm: Arm, common: Common) -> Setup:
         "protect_prompt": common.n_protect if common.n_protect > 0 else "off",
     }
     fields |= METHODS.get(name, {}) | options
-    if fields.get("layers") == "wave" and "profile" not in fields:
+    if fields.get("layers") in PROFILED and "profile" not in fields:
         if common.profile is None:
             raise ConfigError(
                 f"{arm.method} needs a layer profile, and none fits the model: measure one with "
@@ -230,10 +232,15 @@ def profile_of(method: str) -> str | None:
 
     None: it uses none. The label is not checked: it may be of a method that is not known here.
     """
+    options = dict(pair.split("=", 1) for pair in method.split("+") if "=" in pair)
+    return options.get("profile", "") if layers_of(method) in PROFILED else None
+
+
+def layers_of(method: str) -> str | None:
+    """Return how a method splits the budget over the layers; None: it does not say."""
     name, *pairs = method.split("+")
     options = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    layers = options.get("layers", METHODS.get(name, {}).get("layers"))
-    return options.get("profile", "") if layers == "wave" else None
+    return options.get("layers", METHODS.get(name, {}).get("layers"))
 
 
 def profile_digest(setup: Setup) -> str | None:
@@ -242,9 +249,12 @@ def profile_digest(setup: Setup) -> str | None:
     Of what the split depends on: the same curve measured again is the same profile.
     """
     config = setup.config
-    if config is None or config.layers != "wave" or not isinstance(config.profile, Profile):
+    if config is None or config.layers not in PROFILED or not isinstance(config.profile, Profile):
         return None
     profile = config.profile
-    values = [round(demand, 6) for demand in profile.demand]
-    values += [profile.gamma, profile.clip_lo, profile.clip_hi]
+    if config.layers == "error" and profile.head_error is not None:
+        values: list[Any] = [profile.head_error.to_json()]
+    else:
+        values = [round(demand, 6) for demand in profile.demand]
+        values += [profile.gamma, profile.clip_lo, profile.clip_hi]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

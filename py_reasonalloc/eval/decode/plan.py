@@ -23,6 +23,7 @@ from ..cases.methods import (
     Arm,
     Common,
     Setup,
+    layers_of,
     parse_arms,
     profile_digest,
     profile_of,
@@ -110,7 +111,8 @@ def make_plan(arguments: dict[str, Any], there: Results | None = None) -> Plan:
         raise ContextFullError(
             f"the longest prompt has {max(lengths)} tokens, but the model's context ends at {n_ctx}"
         )
-    profile = resolve_profile(model, chosen["profile"])
+    wants_curves = any(layers_of(arm.method) == "error" for arm in arms)
+    profile = resolve_profile(model, chosen["profile"], wants_curves)
     n_protect = protected_tokens(chosen, arms, max(lengths), there)
     common = Common(
         buffer=chosen["buffer"],
