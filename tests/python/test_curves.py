@@ -12,7 +12,7 @@ from conftest import ROOT
 from numpy_model import NumpyModel
 from reference import Head, forced_scores, loss, mass_of, mass_state, merge, select_keep
 
-from py_reasonalloc import BudgetConfig, BudgetError, ConfigError, ReasonLlama
+from py_reasonalloc import BudgetConfig, BudgetError, ConfigError, ContextError, ReasonLlama
 from py_reasonalloc.commands import profile as profile_cli
 from py_reasonalloc.commands.run import run as run_cli
 from py_reasonalloc.engine.identity import read_identity
@@ -227,7 +227,7 @@ def test_what_is_refused(make_gguf, profile, tmp_path) -> None:
         Settings(buffer=0)
     other = make_gguf(n_layer=2, n_head_kv=1)
     config = BudgetConfig(layers="error", profile=profile)
-    with pytest.raises(ConfigError, match="needs a curve of 3 points for each of the 2 KV heads"):
+    with pytest.raises(ContextError, match="needs a curve of 3 points for each of the 2 KV heads"):
         ReasonLlama(other, config)
     assert find_profile(path, with_curves=True) is None
     save_to_cache(without, read_identity(path))
