@@ -107,8 +107,11 @@ ra_status ra_read_queries(const ggml_tensor * kq, ra_rope * rope, float * freq, 
     while (rows->op != GGML_OP_CONT && rows->op != GGML_OP_SCALE && ra_is_same_rows(rows)) {
         rows = rows->src[0];
     }
-    if (rows->type != GGML_TYPE_F32 || !ggml_is_contiguous(rows) || rows->buffer == nullptr) {
-        return ra_error(RA_STATUS_UNSUPPORTED, "the queries %s are not contiguous f32", rows->name);
+    if (rows->type != GGML_TYPE_F32 || !ggml_is_contiguous(rows) || rows->buffer == nullptr ||
+        ra_is_hadamard(rows)) {
+        return ra_error(RA_STATUS_UNSUPPORTED,
+                        "the queries %s are not contiguous f32, or the cache is quantised",
+                        rows->name);
     }
     ra_rope_op      op;
     const ra_status st = ra_rope_find(rows, &op);

@@ -158,7 +158,7 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
 
     load_library()  # before anything else needs llama_cpp: its errors say what to do
     from ..run.runner import RunOptions
-    from ..session.config import BudgetConfig
+    from ..session.config import BudgetConfig, needs_centres
     from ..session.generate import Sampling
 
     defaults = DEMO_DEFAULTS if is_demo else {}
@@ -169,7 +169,7 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     direct = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt")
     given = {name: chosen(name) for name in direct if chosen(name) is not None}
     names = (*direct, "layers", "heads", "profile")
-    config, profile = None, None
+    config, profile, by_profile = None, None, True
     if not arguments["no_budget"]:
         profile = _allocation(arguments, given)
         given |= _settings(arguments["settings"])
@@ -177,6 +177,8 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         budget = given.get("budget", BudgetConfig.budget)
         given.setdefault("window", max(BudgetConfig.window, min(DEFAULT_WINDOW, budget // 4)))
         config = BudgetConfig(**given, policy_seed=arguments["seed"])
+        if profile is None and needs_centres(config.policy) and arguments["profile"] != "none":
+            profile, by_profile = arguments["profile"] or "auto", False
     elif arguments["settings"]:
         raise ConfigError("--no-budget and --set exclude each other")
     elif any(arguments[name] is not None for name in names):
@@ -187,6 +189,7 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         model=model_path(arguments["model"]),
         config=config,
         profile=profile,
+        by_profile=by_profile,
         needs_profile=arguments["layers"] == "wave",
         kv_type=arguments["kv_type"],
         n_ctx=arguments["ctx"] or 0,

@@ -7,6 +7,8 @@ schema, and against what a schema cannot say; every complaint names its field.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import datetime
 import functools
 import json
@@ -22,8 +24,9 @@ import numpy.typing as npt
 from ..engine.errors import ProfileError
 from ..engine.tempfiles import write_whole
 
-FORMAT_VERSION = 1
-MAX_FILE_BYTES = 1 << 20
+#: Written without and with query centres; both are read.
+FORMAT_VERSIONS = (1, 2)
+MAX_FILE_BYTES = 1 << 25
 _MAX_COMPLAINTS = 3
 
 
@@ -54,6 +57,9 @@ class Profile:
         What measured it, when, of which model file (see `py_reasonalloc.engine.identity`), and how.
     horizon : int
         Decode steps over which the attention was summed before it was counted; 0: none.
+    centres : bytes
+        Where the queries of every head lie, for the policy "triattention": ra_config.centres of
+        reasonalloc.h in float32, little endian. Empty: not measured.
     source : str
         Where it was read from: not part of the file, and not compared.
     """
@@ -77,6 +83,7 @@ class Profile:
     fingerprint: str
     command: str
     horizon: int = 0
+    centres: bytes = field(default=b"", repr=False)
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +97,10 @@ class Profile:
                 values[name] = list(value)
         if self.horizon == 0:
             del values["horizon"]
-        return {"format_version": FORMAT_VERSION, **values}
+        values["centres"] = base64.b64encode(self.centres).decode()
+        if not self.centres:
+            del values["centres"]
+        return {"format_version": FORMAT_VERSIONS[bool(self.centres)], **values}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, all of it or nothing.
@@ -136,10 +146,22 @@ def load_profile(path: str | os.PathLike[str], source: str = "") -> Profile:
         raise ProfileError(f"{file}: cannot be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
         raise ProfileError(f"{file}: not a profile: larger than {MAX_FILE_BYTES} bytes")
-    value = _parse(data, str(file))
-    _check(value, str(file))
+    return profile_from_json(_parse(data, str(file)), source or str(file))
+
+
+def profile_from_json(value: Any, source: str) -> Profile:
+    """Return the profile that `Profile.to_json` made `value` of.
+
+    Raises
+    ------
+    ProfileError
+        It is none. One line, naming every bad field.
+    """
+    _check(value, source)
+    value = dict(value)
     del value["format_version"]
     value.setdefault("horizon", 0)
+    value["centres"] = base64.b64decode(value.get("centres", ""))
     for name in ("n_layer", "head_dim", "n_prompts", "n_steps", "seed", "horizon"):
         value[name] = int(value[name])  # JSON knows 8.0
     for name in ("rho", "gamma", "clip_lo", "clip_hi"):
@@ -147,7 +169,7 @@ def load_profile(path: str | os.PathLike[str], source: str = "") -> Profile:
     heads = value["n_head_kv"]
     value["n_head_kv"] = tuple(map(int, heads)) if isinstance(heads, list) else int(heads)
     value["demand"] = tuple(map(float, value["demand"]))
-    return Profile(**value, source=source or str(file))
+    return Profile(**value, source=source)
 
 
 def _parse(data: bytes, source: str) -> Any:
@@ -178,10 +200,10 @@ def _validator() -> Any:
 def _check(value: Any, source: str) -> None:
     """Raise ProfileError unless `value` is what a profile's file may hold."""
     version = value.get("format_version") if isinstance(value, dict) else None
-    if version is not None and version != FORMAT_VERSION:
+    if version is not None and version not in FORMAT_VERSIONS:
         raise ProfileError(
             f"{source}: format_version: {_short(version)} is unknown, this ReasonAlloc reads "
-            f"version {FORMAT_VERSION}"
+            f"versions {FORMAT_VERSIONS[0]} and {FORMAT_VERSIONS[1]}"
         )
     complaints = [
         f"{_place(error.absolute_path)}{_short(error.message)}"
@@ -221,6 +243,12 @@ def _contradictions(value: dict[str, Any]) -> list[str]:
         for name in ("rho", "gamma", "clip_lo", "clip_hi")
         if not math.isfinite(value[name])
     ]
+    try:
+        centres = np.frombuffer(base64.b64decode(value.get("centres", ""), validate=True), "<f4")
+        if not np.isfinite(centres).all():
+            found.append("centres: not all are finite numbers")
+    except (binascii.Error, ValueError):
+        found.append("centres: no base64 of float32 numbers")
     try:
         datetime.date.fromisoformat(value["date"])
     except ValueError:

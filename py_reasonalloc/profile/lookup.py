@@ -12,14 +12,14 @@ from pathlib import Path
 from ..engine.cache import user_cache
 from ..engine.errors import ProfileError
 from ..engine.identity import ModelIdentity, read_identity
-from .files import FORMAT_VERSION, Profile, load_profile, profiles_folder
+from .files import FORMAT_VERSIONS, Profile, load_profile, profiles_folder
 
 AUTO = "auto"
 
 
 def cache_folder() -> Path:
     """Folder of the profiles that were calibrated here; need not exist."""
-    return user_cache() / f"profiles-{FORMAT_VERSION}"
+    return user_cache() / f"profiles-{FORMAT_VERSIONS[0]}"
 
 
 def cached_path(identity: ModelIdentity) -> Path:

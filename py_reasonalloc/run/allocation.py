@@ -9,7 +9,7 @@ from ..engine.errors import ConfigError, ProfileError
 from ..engine.identity import read_identity
 from ..profile.files import Profile
 from ..profile.lookup import resolve_profile, save_to_cache
-from ..session.config import BudgetConfig
+from ..session.config import BudgetConfig, needs_centres
 from .options import Plan, RunOptions
 from .probes import default_prompts
 
@@ -49,8 +49,15 @@ def settle(options: RunOptions, plan: Plan) -> RunOptions:
         profile = _calibrate(options)
     elif options.profile is not None:
         profile = resolve_profile(options.model, options.profile)
-    if profile is not None:
+    if profile is not None and options.by_profile:
         config = dataclasses.replace(config, layers="wave", profile=profile)
+    elif profile is not None:
+        config = dataclasses.replace(config, profile=profile)
+    elif needs_centres(config.policy):
+        raise ProfileError(
+            f"policy = {config.policy!r} needs a profile with query centres, and none fits "
+            f"{options.model}: make one with --profile calibrate or reasonalloc-profile"
+        )
     elif options.needs_profile:
         raise ProfileError(
             f"layers = 'wave' needs a profile, and none fits {options.model}: make one with "

@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from ..profile.files import Profile
 from ..session.config import BudgetConfig, check_float, check_int, kv_type_id
 from ..session.generate import Generation, Sampling
 from ..session.reason_llama import ReasonLlama
+from .centres import CentreMeter
 from .probes import MAX_PROMPTS
 
 _ATTENTION = re.compile(rb"^kq_soft_max-(\d+)$")
@@ -74,6 +75,8 @@ class DemandMeter:
         Share of the attention mass.
     horizon : int
         Steps over which the attention is summed before it is counted; 0: each step is counted.
+    centres : CentreMeter, optional
+        Is shown the queries, too.
 
     Attributes
     ----------
@@ -83,8 +86,14 @@ class DemandMeter:
         Decode steps measured.
     """
 
-    def __init__(self, n_head_kv: Sequence[int], rho: float, horizon: int = 0) -> None:
-        self.rho, self.horizon = rho, horizon
+    def __init__(
+        self,
+        n_head_kv: Sequence[int],
+        rho: float,
+        horizon: int = 0,
+        centres: CentreMeter | None = None,
+    ) -> None:
+        self.rho, self.horizon, self._centres = rho, horizon, centres
         self._n_head_kv = list(n_head_kv)
         self.n_steps = np.zeros(len(n_head_kv), dtype=np.int64)
         self._n_counts = np.zeros(len(n_head_kv), dtype=np.int64)
@@ -97,11 +106,18 @@ class DemandMeter:
         """Begin with a prompt of so many tokens; the last one is complete."""
         self._end_horizons()
         self._horizons = [_Horizon(n_prompt) for _ in self._n_head_kv]
+        if self._centres is not None:
+            self._centres.start()
 
     def _receive(self, tensor: int, ask: bool, _: Any) -> bool:
         """Answer whether a tensor is wanted (`ask`), or take it. Must not raise."""
         try:
-            match = _ATTENTION.match(ggml.tensor_name(tensor))
+            name = ggml.tensor_name(tensor)
+            if self._centres is not None and (il := self._centres.layer_of(name)) is not None:
+                if not ask and self._error is None:
+                    self._centres.add(il, tensor)
+                return True
+            match = _ATTENTION.match(name)
             if match is None or self._error is not None:
                 return not ask
             if ask:
@@ -288,7 +304,8 @@ def calibrate(
     n_ctx = min(n_longest + settings.steps, n_trained or n_longest + settings.steps)
     heads = identity.n_head_kv
     per_layer = [heads] * identity.n_layer if isinstance(heads, int) else list(heads)
-    meter = DemandMeter(per_layer, settings.rho, settings.horizon)
+    centres = CentreMeter(identity.n_layer, identity.head_dim)
+    meter = DemandMeter(per_layer, settings.rho, settings.horizon, centres)
     arguments: dict[str, Any] = {
         "n_ctx": n_ctx,
         "type_k": settings.kv_type,
@@ -305,7 +322,8 @@ def calibrate(
             raise error_from_status(status, f"{model_path}: {c.last_error()}")
         for i, tokens in enumerate(texts):
             _decode(llama, tokens, settings, i, progress)
-    return _profile(identity, meter, settings, len(prompts), name, command)
+    profile = _profile(identity, meter, settings, len(prompts), name, command)
+    return replace(profile, centres=centres.centres())
 
 
 def _decode(

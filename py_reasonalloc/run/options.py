@@ -23,8 +23,10 @@ class RunOptions:
     config : BudgetConfig or None
         None: the stock cache.
     profile : str or None
-        Where the layers' budgets come from: "auto", "calibrate" or the path of a profile; `config`
-        is then uniform over layers, and stays so if "auto" finds none. None: `config` is final.
+        "auto", "calibrate" or the path of a profile. None: `config` is final.
+    by_profile : bool
+        The profile splits the budget over layers: `config` is uniform over them, and stays so if
+        "auto" finds none. Else only a policy works by it.
     needs_profile : bool
         That "auto" finds none is an error.
     kv_type : str
@@ -50,6 +52,7 @@ class RunOptions:
     model: Path
     config: BudgetConfig | None = field(default_factory=BudgetConfig)
     profile: str | None = None
+    by_profile: bool = True
     needs_profile: bool = False
     kv_type: str = "f16"
     n_ctx: int = 0

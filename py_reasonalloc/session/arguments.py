@@ -8,7 +8,7 @@ from typing import Any
 from ..engine.errors import ConfigError
 from ..engine.modelfile import check_model_file
 from ..profile.lookup import resolve_profile
-from .config import BudgetConfig
+from .config import BudgetConfig, needs_centres
 
 
 def session_config(
@@ -41,7 +41,7 @@ def session_config(
         return budget
     layers, heads, wanted = alloc["layers"], alloc["heads"], alloc["profile"]
     profile = None
-    if layers is None or layers == "wave":
+    if layers is None or layers == "wave" or needs_centres(shared["policy"]):
         profile = resolve_profile(check_model_file(model_path), wanted)
         layers = layers or ("uniform" if profile is None else "wave")
     heads = heads or ("uniform" if wanted is None else "adaptive")

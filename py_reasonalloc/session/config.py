@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.errors import ConfigError, NotFoundError
+import numpy as np
+
+from ..engine.errors import ConfigError, NotFoundError, ProfileError
 from ..profile.files import Profile, load_profile
 
 #: RA_MAX_TOKENS and RA_MAX_WINDOW of reasonalloc.h.
@@ -103,6 +105,14 @@ def policy_summaries() -> dict[str, str]:
     }
 
 
+def needs_centres(policy: str) -> bool:
+    """Whether a policy works by a profile's query centres; no policy of that name does not."""
+    from ..engine import bindings as c
+
+    names = policy_names()
+    return policy in names and c.ra_policy_needs_centres(names.index(policy)) != 0
+
+
 def allocator_names(kind: int) -> tuple[str, ...]:
     """Return the names of the library's allocators: over layers (0), over heads (1)."""
     from ..engine import bindings as c
@@ -192,7 +202,8 @@ class BudgetConfig:
     head_budgets : sequence of int, optional
         First budget of each KV head, layer after layer; overrides `layers`.
     profile : Profile or path, optional
-        Layer profile; "wave" needs one, the others do not look at it.
+        Layer profile; "wave" needs one, and the policy "triattention" one with query centres. The
+        others do not look at it.
     gamma : float, optional
         Exponent that flattens a demand (of layers, "wave", and of heads, "adaptive"), 0 to 16.
         None, here and below: what the profile says; without one, the paper's value, here 0.5.
@@ -304,6 +315,13 @@ class BudgetConfig:
             raise ConfigError(
                 "layers = 'wave' needs a profile: pass one (reasonalloc-profile measures it)"
             )
+        profile = self.profile
+        if needs_centres(self.policy) and isinstance(profile, Profile) and not profile.centres:
+            raise ProfileError(
+                f"policy = {self.policy!r} needs query centres, which the profile "
+                f"{profile.source or profile.name} does not hold: measure it anew with "
+                "reasonalloc-profile"
+            )
 
     def _check_native(self) -> None:
         """Let the library check what hangs together: names, budget against what must stay."""
@@ -377,6 +395,9 @@ class BudgetConfig:
             native.layer_alloc = self.layers.encode()
         else:
             tables["layer_budgets"] = (ctypes.c_int32, self.layers)
+        if needs_centres(self.policy) and isinstance(self.profile, Profile):
+            centres = np.frombuffer(self.profile.centres, "<f4")
+            tables["centres"] = (ctypes.c_float, centres)
         if wave is not None:
             tables["layer_demand"] = (ctypes.c_double, wave.demand)  # type: ignore[union-attr]
         for name, (kind, table) in tables.items():

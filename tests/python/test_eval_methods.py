@@ -137,7 +137,7 @@ def test_bad_arms_are_named(methods, budgets, message) -> None:
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        (Arm("reasonalloc", 64), "reasonalloc needs a layer profile"),
+        (Arm("reasonalloc", 64), "reasonalloc needs a profile"),
         (Arm("rkv", 8), "rkv@8: "),
         (Arm("rkv+kv=q3", 64), "cache type = 'q3' is unknown"),
         (Arm("rkv+lambda=7", 64), r"rkv\+lambda=7@64: lambda"),

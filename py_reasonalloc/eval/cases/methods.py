@@ -19,6 +19,7 @@ from ...session.config import (
     OPTIONS,
     BudgetConfig,
     kv_type_id,
+    needs_centres,
     policy_names,
     policy_summaries,
     read_option,
@@ -212,10 +213,11 @@ def setup_of(arm: Arm, common: Common) -> Setup:
         "protect_prompt": common.n_protect if common.n_protect > 0 else "off",
     }
     fields |= METHODS.get(name, {}) | options
-    if fields.get("layers") == "wave" and "profile" not in fields:
+    asks = fields.get("layers") == "wave" or needs_centres(fields["policy"])
+    if asks and "profile" not in fields:
         if common.profile is None:
             raise ConfigError(
-                f"{arm.method} needs a layer profile, and none fits the model: measure one with "
+                f"{arm.method} needs a profile, and none fits the model: measure one with "
                 "reasonalloc-profile MODEL --cache, or pass --profile FILE"
             )
         fields["profile"] = common.profile
@@ -232,19 +234,26 @@ def profile_of(method: str) -> str | None:
     """
     name, *pairs = method.split("+")
     options = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    layers = options.get("layers", METHODS.get(name, {}).get("layers"))
-    return options.get("profile", "") if layers == "wave" else None
+    fields = {"policy": name} | METHODS.get(name, {}) | options
+    asks = fields.get("layers") == "wave" or needs_centres(fields["policy"])
+    return fields.get("profile", "") if asks else None
 
 
 def profile_digest(setup: Setup) -> str | None:
-    """Return 16 hexadecimal digits that name the profile that splits a cache; None: none does.
+    """Return 16 hexadecimal digits that name the profile a cache works by; None: by none.
 
-    Of what the split depends on: the same curve measured again is the same profile.
+    Of what the cache depends on: the same curve measured again is the same profile.
     """
     config = setup.config
-    if config is None or config.layers != "wave" or not isinstance(config.profile, Profile):
+    if config is None or not isinstance(config.profile, Profile):
         return None
     profile = config.profile
-    values = [round(demand, 6) for demand in profile.demand]
-    values += [profile.gamma, profile.clip_lo, profile.clip_hi]
+    values: list[Any] = []
+    if config.layers == "wave":
+        values += [round(demand, 6) for demand in profile.demand]
+        values += [profile.gamma, profile.clip_lo, profile.clip_hi]
+    if needs_centres(config.policy):
+        values.append(hashlib.sha256(profile.centres).hexdigest())
+    if not values:
+        return None
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
