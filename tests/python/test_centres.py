@@ -14,6 +14,7 @@ from numpy_model import NumpyModel
 from py_reasonalloc import BudgetConfig, ConfigError, ProfileError, ReasonLlama
 from py_reasonalloc.commands.run import run as run_cli
 from py_reasonalloc.engine import bindings as c
+from py_reasonalloc.engine.errors import ContextError
 from py_reasonalloc.engine.ggml import load_ggml
 from py_reasonalloc.eval.cases.methods import Arm, Common, profile_digest, profile_of, setup_of
 from py_reasonalloc.profile.files import load_profile
@@ -288,10 +289,10 @@ def test_who_is_refused(measured, make_gguf) -> None:
     with pytest.raises(ProfileError, match="needs query centres, which the profile older.json"):
         BudgetConfig(policy="triattention", profile=older)
     needs = "'triattention' needs the query centres of this model: calibrate a profile"
-    with pytest.raises(ConfigError, match=needs):
+    with pytest.raises(ContextError, match=needs):
         ReasonLlama(path, BudgetConfig(policy="triattention"))
     other = make_gguf(n_head=8, n_head_kv=2)
-    with pytest.raises(ConfigError, match=r"needs the query .* \(384 numbers given, .* has 768\)"):
+    with pytest.raises(ContextError, match=r"needs the query .* \(384 numbers given, .* has 768\)"):
         ReasonLlama(other, BudgetConfig(policy="triattention", profile=profile))
     config = c.ra_config_default_params()
     config.centres = (c.c_float * 2)(1.0, float("nan"))

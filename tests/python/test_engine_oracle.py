@@ -255,7 +255,7 @@ def test_policy_on_real_queries_and_keys(demo_f32, demo_tokens, policy: str) -> 
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("kv,tolerance", [("f32", SCORE_TOLERANCE), ("q8_0", 0.1), ("q4_0", 1.0)])
+@pytest.mark.parametrize("kv,tolerance", [("f32", SCORE_TOLERANCE), ("q8_0", 0.1), ("q4_0", 0.8)])
 def test_distance_preferences_of_other_models(make_gguf, arch: str, kv: str, tolerance) -> None:
     """Both orders of pairs, and rows that a quantised cache rotates once more to store them."""
     path = make_gguf(arch=arch, n_head=6, n_head_kv=2, head_dim=64, n_ctx_train=1024)

@@ -101,8 +101,8 @@ def test_whole_numbers_may_be_written_with_a_point(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version: 2 is unknown, this ReasonAlloc reads version 1"),
-        ({"format_version": None}, "format_version: 1 was expected"),
+        ({"format_version": 3}, "format_version: 3 is unknown, this .* reads versions 1 and 2"),
+        ({"format_version": None}, r"format_version: None is not one of \[1, 2\]"),
         ({"n_layer": 3}, "demand: 2 entries, but n_layer is 3"),
         ({"n_layer": 0}, "n_layer: 0 is less than the minimum of 1"),
         ({"n_layer": 2.5}, "n_layer: 2.5 is not of type 'integer'"),
