@@ -158,7 +158,8 @@ def _options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
 
     load_library()  # before anything else needs llama_cpp: its errors say what to do
     from ..run.runner import RunOptions
-    from ..session.config import BudgetConfig, needs_centres
+    from ..session.centres import needs_centres
+    from ..session.config import BudgetConfig
     from ..session.generate import Sampling
 
     defaults = DEMO_DEFAULTS if is_demo else {}

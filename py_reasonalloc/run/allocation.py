@@ -9,7 +9,8 @@ from ..engine.errors import ConfigError, ProfileError
 from ..engine.identity import read_identity
 from ..profile.files import Profile
 from ..profile.lookup import resolve_profile, save_to_cache
-from ..session.config import BudgetConfig, needs_centres
+from ..session.centres import needs_centres
+from ..session.config import BudgetConfig
 from .options import Plan, RunOptions
 from .probes import default_prompts
 

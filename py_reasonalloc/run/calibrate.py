@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class DemandMeter:
         horizon: int = 0,
         centres: CentreMeter | None = None,
     ) -> None:
-        self.rho, self.horizon, self._centres = rho, horizon, centres
+        self.rho, self.horizon, self.centres = rho, horizon, centres
         self._n_head_kv = list(n_head_kv)
         self.n_steps = np.zeros(len(n_head_kv), dtype=np.int64)
         self._n_counts = np.zeros(len(n_head_kv), dtype=np.int64)
@@ -106,16 +106,14 @@ class DemandMeter:
         """Begin with a prompt of so many tokens; the last one is complete."""
         self._end_horizons()
         self._horizons = [_Horizon(n_prompt) for _ in self._n_head_kv]
-        if self._centres is not None:
-            self._centres.start()
+        if self.centres is not None:
+            self.centres.start()
 
     def _receive(self, tensor: int, ask: bool, _: Any) -> bool:
         """Answer whether a tensor is wanted (`ask`), or take it. Must not raise."""
         try:
             name = ggml.tensor_name(tensor)
-            if self._centres is not None and (il := self._centres.layer_of(name)) is not None:
-                if not ask and self._error is None:
-                    self._centres.add(il, tensor)
+            if self.centres is not None and self.centres.receive(name, tensor, ask):
                 return True
             match = _ATTENTION.match(name)
             if match is None or self._error is not None:
@@ -322,8 +320,7 @@ def calibrate(
             raise error_from_status(status, f"{model_path}: {c.last_error()}")
         for i, tokens in enumerate(texts):
             _decode(llama, tokens, settings, i, progress)
-    profile = _profile(identity, meter, settings, len(prompts), name, command)
-    return replace(profile, centres=centres.centres())
+    return _profile(identity, meter, settings, len(prompts), name, command)
 
 
 def _decode(
@@ -385,6 +382,7 @@ def _profile(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         fingerprint=identity.fingerprint,
         command=command,
+        centres=meter.centres.centres() if meter.centres is not None else b"",
     )
 
 

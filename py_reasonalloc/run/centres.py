@@ -84,12 +84,16 @@ class CentreMeter:
         """Begin a text at position 0."""
         self._n_pos[:] = 0
 
-    def layer_of(self, name: bytes) -> int | None:
-        """Return the layer whose queries a tensor of the graph can show, None if it shows none."""
+    def receive(self, name: bytes, tensor: int, ask: bool) -> bool:
+        """Answer whether a tensor of the graph is wanted; take it unless that is all that is asked."""
         match = _PRODUCT.match(name)
-        return int(match[1]) if match and not self.reason else None
+        if match is None or self.reason:
+            return False
+        if not ask:
+            self._add(int(match[1]), tensor)
+        return True
 
-    def add(self, il: int, product: int) -> None:
+    def _add(self, il: int, product: int) -> None:
         """Take the queries of a layer's attention product, the tensor at an address."""
         _, n_tokens, n_head, _ = ggml.tensor_shape(product)
         rope = c.ra_rope()

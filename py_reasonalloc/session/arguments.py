@@ -8,7 +8,8 @@ from typing import Any
 from ..engine.errors import ConfigError
 from ..engine.modelfile import check_model_file
 from ..profile.lookup import resolve_profile
-from .config import BudgetConfig, needs_centres
+from .centres import needs_centres
+from .config import BudgetConfig
 
 
 def session_config(

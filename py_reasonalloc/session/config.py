@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ..engine.errors import ConfigError, NotFoundError, ProfileError
+from ..engine.errors import ConfigError, NotFoundError
 from ..profile.files import Profile, load_profile
+from .centres import centre_table, check_centres, needs_centres
 
 #: RA_MAX_TOKENS and RA_MAX_WINDOW of reasonalloc.h.
 MAX_TOKENS = 1 << 24
@@ -103,14 +102,6 @@ def policy_summaries() -> dict[str, str]:
         c.ra_policy_name(i).decode(): c.ra_policy_summary(i).decode()
         for i in range(c.ra_policy_count())
     }
-
-
-def needs_centres(policy: str) -> bool:
-    """Whether a policy works by a profile's query centres; no policy of that name does not."""
-    from ..engine import bindings as c
-
-    names = policy_names()
-    return policy in names and c.ra_policy_needs_centres(names.index(policy)) != 0
 
 
 def allocator_names(kind: int) -> tuple[str, ...]:
@@ -315,13 +306,7 @@ class BudgetConfig:
             raise ConfigError(
                 "layers = 'wave' needs a profile: pass one (reasonalloc-profile measures it)"
             )
-        profile = self.profile
-        if needs_centres(self.policy) and isinstance(profile, Profile) and not profile.centres:
-            raise ProfileError(
-                f"policy = {self.policy!r} needs query centres, which the profile "
-                f"{profile.source or profile.name} does not hold: measure it anew with "
-                "reasonalloc-profile"
-            )
+        check_centres(self.policy, self.profile)
 
     def _check_native(self) -> None:
         """Let the library check what hangs together: names, budget against what must stay."""
@@ -395,9 +380,8 @@ class BudgetConfig:
             native.layer_alloc = self.layers.encode()
         else:
             tables["layer_budgets"] = (ctypes.c_int32, self.layers)
-        if needs_centres(self.policy) and isinstance(self.profile, Profile):
-            centres = np.frombuffer(self.profile.centres, "<f4")
-            tables["centres"] = (ctypes.c_float, centres)
+        if isinstance(self.profile, Profile) and needs_centres(self.policy):
+            tables["centres"] = (ctypes.c_float, centre_table(self.profile))
         if wave is not None:
             tables["layer_demand"] = (ctypes.c_double, wave.demand)  # type: ignore[union-attr]
         for name, (kind, table) in tables.items():

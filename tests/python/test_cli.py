@@ -13,7 +13,8 @@ from conftest import ROOT
 from gguf_factory import CHAT_TEMPLATE
 
 from py_reasonalloc.run.calibrate import Settings, calibrate
-from py_reasonalloc.session.config import needs_centres, policy_names
+from py_reasonalloc.session.centres import needs_centres
+from py_reasonalloc.session.config import policy_names
 
 KEYS = {
     "text", "n_prompt", "n_generated", "stop_reason", "prompt_seconds", "decode_seconds",

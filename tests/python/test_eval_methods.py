@@ -17,7 +17,8 @@ from py_reasonalloc.eval.cases.methods import (
     setup_of,
 )
 from py_reasonalloc.profile.lookup import find_profile
-from py_reasonalloc.session.config import needs_centres, policy_names
+from py_reasonalloc.session.centres import needs_centres
+from py_reasonalloc.session.config import policy_names
 
 
 def common(**fields: object) -> Common:

@@ -193,8 +193,8 @@ def test_save_says_what_fails(tmp_path) -> None:
 def test_the_schema_and_the_class_agree() -> None:
     schema = json.loads((profiles_folder() / "schema" / "profile.schema.json").read_text())
     assert set(schema["required"]) == GOOD.to_json().keys()
-    with_horizon = dataclasses.replace(GOOD, horizon=128).to_json()
-    assert schema["properties"].keys() == with_horizon.keys()
+    with_all = dataclasses.replace(GOOD, horizon=128, centres=bytes(8)).to_json()
+    assert schema["properties"].keys() == with_all.keys()
     assert schema["properties"]["n_prompts"]["maximum"] == MAX_PROMPTS
 
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from ...engine.errors import ConfigError
 from ...profile.files import Profile, load_profile
 from ...profile.lookup import shipped_profiles
+from ...session.centres import needs_centres
 from ...session.config import (
     OPTIONS,
     BudgetConfig,
     kv_type_id,
-    needs_centres,
     policy_names,
     policy_summaries,
     read_option,
