@@ -85,7 +85,7 @@ class CentreMeter:
         self._n_pos[:] = 0
 
     def receive(self, name: bytes, tensor: int, ask: bool) -> bool:
-        """Answer whether a tensor of the graph is wanted; take it unless that is all that is asked."""
+        """Answer whether a tensor of the graph is wanted; take it, unless it is only asked for."""
         match = _PRODUCT.match(name)
         if match is None or self.reason:
             return False
