@@ -48,6 +48,9 @@ void ra_max_pool(int32_t n, int32_t kernel, const float * src, float * dst);
 /* a . b of n values, in eight running sums */
 float ra_dot(int32_t n, const float * a, const float * b);
 
+/* x [n] <- H x / sqrt(n), H Sylvester's Hadamard matrix, in place. n a power of two. */
+void ra_hadamard_transform(int32_t n, float * x);
+
 /* out[j] = sum over i of unit_i . unit_j, i = j included: sums of cosines in linear time.
  *   unit [n_kv, head_dim]  keys of a head, normalised
  *   sum  [head_dim]        scratch */

@@ -71,6 +71,23 @@ void ra_mean_distance(int32_t n, int32_t dim, const float * rows, float * mean, 
     }
 }
 
+void ra_hadamard_transform(int32_t n, float * x) {
+    for (int32_t half = 1; half < n; half *= 2) {
+        for (int32_t i = 0; i < n; ++i) {
+            if ((i & half) == 0) {
+                const float a = x[i];
+                const float b = x[i + half];
+                x[i]          = a + b;
+                x[i + half]   = a - b;
+            }
+        }
+    }
+    const float scale = 1.0f / sqrtf((float) n);
+    for (int32_t i = 0; i < n; ++i) {
+        x[i] *= scale;
+    }
+}
+
 void ra_key_cos_sums(int32_t n_kv, int32_t head_dim, const float * unit, float * sum, float * out) {
     for (int32_t d = 0; d < head_dim; ++d) {
         sum[d] = 0.0f;

@@ -73,6 +73,9 @@ static ra_status ra_check_name(const char * kind, const char * name, bool found)
     return RA_STATUS_OK;
 }
 
+/* Numbers of the largest table of query centres: 256 layers of 256 heads of 512 values. */
+#define RA_MAX_CENTRES (256 * 256 * 768)
+
 #define RA_TRY(expr)                  \
     do {                              \
         const ra_status st_ = (expr); \
@@ -121,6 +124,20 @@ static ra_status ra_check_curves(const ra_config * cfg) {
             return ra_error(RA_STATUS_INVALID,
                             "head_error[%zu] = %g must be finite and not negative", i,
                             cfg->head_error[i]);
+        }
+    }
+    return RA_STATUS_OK;
+}
+
+static ra_status ra_check_centres(const ra_config * cfg) {
+    if ((cfg->centres == NULL) != (cfg->n_centres == 0) || cfg->n_centres > RA_MAX_CENTRES) {
+        return ra_error(RA_STATUS_INVALID, "centres: pointer and length %zu do not go together",
+                        cfg->n_centres);
+    }
+    for (size_t i = 0; i < cfg->n_centres; ++i) {
+        if (!isfinite(cfg->centres[i])) {
+            return ra_error(RA_STATUS_INVALID, "centres[%zu] = %g must be finite", i,
+                            (double) cfg->centres[i]);
         }
     }
     return RA_STATUS_OK;
@@ -188,6 +205,7 @@ ra_status ra_config_check(const ra_config * cfg) {
                             cfg->layer_demand[i]);
         }
     }
+    RA_TRY(ra_check_centres(cfg));
     return ra_check_curves(cfg);
 }
 
@@ -219,15 +237,17 @@ ra_status ra_settings_init(ra_settings * out, const ra_config * cfg) {
         !ra_copy_table((void **) &s.head_error, cfg->head_error, cfg->n_head_error,
                        sizeof(double)) ||
         !ra_copy_table((void **) &s.error_grid, cfg->error_grid, cfg->n_error_grid,
-                       sizeof(int32_t))) {
+                       sizeof(int32_t)) ||
+        !ra_copy_table((void **) &s.centres, cfg->centres, cfg->n_centres, sizeof(float))) {
         ra_settings_free(&s);
-        return ra_error(RA_STATUS_NO_MEMORY, "out of memory copying the budget tables");
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory copying the tables");
     }
     s.cfg.layer_budgets = s.layer_budgets;
     s.cfg.head_budgets  = s.head_budgets;
     s.cfg.layer_demand  = s.layer_demand;
     s.cfg.head_error    = s.head_error;
     s.cfg.error_grid    = s.error_grid;
+    s.cfg.centres       = s.centres;
     s.cfg.policy        = s.policy->name;
     s.cfg.layer_alloc   = s.layer_alloc->name;
     s.cfg.head_alloc    = s.head_alloc->name;
@@ -243,6 +263,7 @@ void ra_settings_free(ra_settings * s) {
         ra_free(s->layer_demand);
         ra_free(s->head_error);
         ra_free(s->error_grid);
+        ra_free(s->centres);
         memset(s, 0, sizeof(*s));
     }
 }

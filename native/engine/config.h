@@ -23,6 +23,7 @@ typedef struct ra_settings {
     double *                layer_demand;  /* [cfg.n_layer_demand] or NULL */
     double *                head_error;
     int32_t *               error_grid;
+    float *                 centres;
 } ra_settings;
 
 /* Checks cfg and copies it. On failure *out is empty and needs no free. */

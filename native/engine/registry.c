@@ -21,6 +21,8 @@ static const ra_policy ra_policies[] = {
       ra_policy_loss_score, ra_policy_observe_memory, 2, 0 },
     { "keydiff", "KeyDiff: keys least like the head's mean key (arXiv:2504.15364)",
       RA_FEATURE_KEY_COS, ra_policy_keydiff_score, NULL, 1, 0 },
+    { "triattention", "TriAttention: distance preferences of query centres (arXiv:2604.04921)",
+      RA_FEATURE_KEYS | RA_FEATURE_CENTRES, ra_policy_triattention_score, NULL, 1, 0 },
     { "streaming", "StreamingLLM: first and most recent tokens (arXiv:2309.17453)", 0,
       ra_policy_streaming_score, NULL, 1, 0 },
     { "random", "uniform random: the baseline of every table", 0, ra_policy_random_score, NULL, 1,
@@ -85,6 +87,11 @@ const char * ra_policy_summary(int32_t i) {
 
 int32_t ra_policy_n_state(int32_t i) {
     return i >= 0 && i < RA_COUNT(ra_policies) ? ra_policies[i].n_state : 0;
+}
+
+int32_t ra_policy_needs_centres(int32_t i) {
+    return i >= 0 && i < RA_COUNT(ra_policies) &&
+           (ra_policies[i].needs & (uint32_t) RA_FEATURE_CENTRES) != 0;
 }
 
 int32_t ra_alloc_count(int32_t kind) {

@@ -70,6 +70,17 @@ static bool ra_head_is_ok(const ra_head_arrays * h) {
     return true;
 }
 
+static bool ra_rope_is_ok(const ra_head_arrays * h) {
+    const ra_rope * r = h->rope;
+    if (r != NULL &&
+        (r->n_rot < 0 || r->n_rot % 2 != 0 || r->n_rot > h->head_dim_k || r->offset < 0 ||
+         r->offset > h->head_dim_k - r->n_rot || (r->freq == NULL && r->n_rot > 0))) {
+        return false;
+    }
+    const size_t n = (size_t) h->n_group * (size_t) ra_centre_values(h->head_dim_k);
+    return h->n_centres == (h->centres != NULL ? n : 0);
+}
+
 static ra_status ra_head_check(const ra_config * cfg, const ra_head_arrays * h) {
     const ra_status st = ra_config_check(cfg);
     if (st != RA_STATUS_OK) {
@@ -81,6 +92,12 @@ static ra_status ra_head_check(const ra_config * cfg, const ra_head_arrays * h) 
                         "positions that do not ascend",
                         h != NULL ? h->n_kv : 0, h != NULL ? h->head_dim_k : 0,
                         h != NULL ? h->n_group : 0, h != NULL ? h->n_obs : 0);
+    }
+    if (!ra_rope_is_ok(h)) {
+        return ra_error(RA_STATUS_INVALID,
+                        "a head's arrays: rope or %zu centres do not go with %d query heads of %d "
+                        "values",
+                        h->n_centres, h->n_group, h->head_dim_k);
     }
     return RA_STATUS_OK;
 }
@@ -135,14 +152,18 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
     if (score == NULL) {
         return ra_error(RA_STATUS_INVALID, "ra_policy_score: score is NULL");
     }
-    const ra_policy * policy  = ra_policy_find(cfg->policy);
-    const size_t      n       = (size_t) h->n_kv;
-    const size_t      n_state = n * (size_t) policy->n_state;
-    const size_t      n_rows  = (size_t) h->n_obs * (size_t) h->n_group;
-    const size_t      n_keys  = (n + 1) * (size_t) h->head_dim_k;
-    const size_t      n_dim_v = h->v != NULL ? (size_t) h->head_dim_v : 0;
-    float *   buf   = ra_calloc(n * (n_rows + 9) + 2 * n_state + n_keys + n_dim_v, sizeof(*buf));
-    int32_t * alike = ra_calloc(n, 2 * sizeof(*alike));
+    const ra_policy * policy = ra_policy_find(cfg->policy);
+    if ((policy->needs & RA_FEATURE_CENTRES) != 0 && h->centres == NULL) {
+        return ra_error(RA_STATUS_INVALID, "policy '%s' needs the query centres of the head",
+                        policy->name);
+    }
+    const size_t n       = (size_t) h->n_kv;
+    const size_t n_state = n * (size_t) policy->n_state;
+    const size_t n_rows  = (size_t) h->n_obs * (size_t) h->n_group;
+    const size_t n_keys  = (n + 1) * (size_t) h->head_dim_k;
+    const size_t n_dim_v = h->v != NULL ? (size_t) h->head_dim_v : 0;
+    float *      buf   = ra_calloc(n * (n_rows + 9) + 2 * n_state + n_keys + n_dim_v, sizeof(*buf));
+    int32_t *    alike = ra_calloc(n, 2 * sizeof(*alike));
     if (buf == NULL || alike == NULL) {
         ra_free(buf);
         ra_free(alike);
@@ -171,25 +192,30 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
         before[i] = after[i] = h->state != NULL ? h->state[i] : NAN;
     }
 
-    const ra_features f = {
-        .il          = h->il,
-        .ih          = h->ih,
-        .n_kv        = h->n_kv,
-        .n_window    = cfg->n_window < h->n_kv ? cfg->n_window : h->n_kv,
-        .n_obs       = h->n_obs,
-        .n_group     = h->n_group,
-        .pos         = h->pos,
-        .obs_pos     = h->pos + (h->n_kv - h->n_obs),
-        .attn_logits = logits,
-        .key_sim     = key_sim,
-        .key_cos     = key_cos,
-        .value_norm  = value_norm,
-        .value_dist  = value_dist,
-        .twin        = twin,
-        .state       = before,
-        .state_out   = after,
-        .mass        = received,
-        .work        = work,
+    const ra_rope     unrotated = { .n_rot = 0 };
+    const ra_features f         = {
+                .il          = h->il,
+                .ih          = h->ih,
+                .n_kv        = h->n_kv,
+                .n_window    = cfg->n_window < h->n_kv ? cfg->n_window : h->n_kv,
+                .n_obs       = h->n_obs,
+                .n_group     = h->n_group,
+                .pos         = h->pos,
+                .obs_pos     = h->pos + (h->n_kv - h->n_obs),
+                .attn_logits = logits,
+                .key_sim     = key_sim,
+                .key_cos     = key_cos,
+                .value_norm  = value_norm,
+                .value_dist  = value_dist,
+                .keys        = h->k,
+                .head_dim    = h->head_dim_k,
+                .rope        = h->rope != NULL ? h->rope : &unrotated,
+                .centres     = h->centres,
+                .twin        = twin,
+                .state       = before,
+                .state_out   = after,
+                .mass        = received,
+                .work        = work,
     };
     if (policy->observe != NULL) {
         policy->observe(cfg, &f);

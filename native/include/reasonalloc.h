@@ -52,6 +52,7 @@
 extern "C" {
 #endif
 
+struct ggml_tensor;
 struct llama_context;
 struct llama_model;
 
@@ -172,6 +173,14 @@ typedef struct ra_config {
     int32_t         error_base; /* >= 0 */
     double error_least; /* least share of a head, times the mean, of what can be split, 0..1.
                                   * Default 0.4. */
+
+    /* "triattention": where the queries of the model lie (reasonalloc-profile measures it). For every
+     * query head of every layer with KV heads, head_dim_k + head_dim_k / 2 numbers: the mean query, in the
+     * order of its values, without its rotation by its position; then per rotated pair the mean modulus
+     * (0 beyond n_rot / 2). Checked against the model when the context is made. */
+    const float * centres;   /* [n_centres] finite; NULL: none */
+    size_t        n_centres; /* 0 or the sum over these layers of n_head * (head_dim_k +
+                            * head_dim_k / 2) */
 
     /* How a decoded token attends to the heads of a layer that hold different numbers of tokens,
      * with flash attention: "head", one operation per KV head; "layer", one masked operation over the
@@ -346,9 +355,32 @@ RA_API const char * ra_policy_name(int32_t i);
 /* One line about policy i: what it keeps and where it is from (NULL if out of range). */
 RA_API const char * ra_policy_summary(int32_t i);
 
+/* 1 if policy i needs ra_config.centres, else 0. */
+RA_API int32_t ra_policy_needs_centres(int32_t i);
+
 /* The same for allocators; kind 0: over layers, 1: over the heads of a layer. */
 RA_API int32_t      ra_alloc_count(int32_t kind);
 RA_API const char * ra_alloc_name(int32_t kind, int32_t i);
+
+/* How RoPE rotates a row of Q or K at position p: values a and b, taken as the complex number a + i b, by
+ * the angle p * freq[f]. */
+typedef struct ra_rope {
+    int32_t n_rot;   /* values that are rotated, even; 0: none */
+    int32_t offset;  /* the first of them */
+    int32_t is_neox; /* pair f, from offset on: 0: values 2f and 2f + 1; 1: f and f + n_rot / 2 */
+    const float * freq; /* [n_rot / 2] radians per position, with all scaling that the model has */
+} ra_rope;
+
+/* Reads the queries of an attention product while the model's graph runs: for calibration, inside
+ * llama_context_params.cb_eval of a stock context without flash attention, whose K is not quantised.
+ *   kq     node "kq-<layer>", computed
+ *   rope   out; rope->freq is freq
+ *   freq   [n_freq] out, n_freq >= n_rot / 2
+ *   q      [n_q] out: [n_tokens, n_head, head_dim] as they are attended with, rotated
+ * RA_STATUS_UNSUPPORTED if they are not rotated by a plain RoPE last of all (or nothing at all), or are not f32;
+ * RA_STATUS_INVALID if n_freq or n_q is too small. */
+RA_API ra_status ra_read_queries(const struct ggml_tensor * kq, ra_rope * rope, float * freq,
+                                 int32_t n_freq, float * q, int64_t n_q);
 
 /* One head at a compression, as plain arrays. */
 typedef struct ra_head_arrays {
@@ -370,6 +402,11 @@ typedef struct ra_head_arrays {
     const float *
         state; /* [n_kv, n_state] as the last compression left it, NaN for new tokens; NULL:
                                  * all new */
+    const ra_rope * rope; /* how k is rotated; NULL: not at all */
+    const float *
+           centres;   /* [n_centres] of the query heads, as in ra_config.centres; NULL: a policy
+                                 * that needs them is refused */
+    size_t n_centres; /* 0 or n_group * (head_dim_k + head_dim_k / 2) */
 } ra_head_arrays;
 
 /* Numbers that policy i keeps with a token from compression to compression (n_state); 0 if out of range. */

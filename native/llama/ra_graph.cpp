@@ -309,6 +309,10 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_inp
     const ra_layer & l   = inp->view->cache().layers[il];
     ra_tensors &     t   = inp->view->tensors(il);
     t.kq_scale           = kq_scale;
+    if (!t.rope.is_known && (ra_cache_needs(&inp->view->cache()) & RA_FEATURE_CENTRES) != 0 &&
+        ra_rope_find(k_cur, &t.rope) != RA_STATUS_OK) {
+        ra_throw_last();
+    }
 
     ggml_tensor * rows = inp->rows_of(graph.ctx0, il);
     ra_store(graph, t.k, k_cur, rows);

@@ -38,6 +38,7 @@ bool ra_memory_wanted(const llama_model & model, const llama_memory_params & par
         return false;
     }
     ra_status st = ra_check_model(model, params.type_k, params.type_v);
+    st           = st == RA_STATUS_OK ? ra_check_policy(model, pending.settings) : st;
     if (st == RA_STATUS_OK && params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         st = ra_error(RA_STATUS_UNSUPPORTED, "a budget serves only the model's main context");
     }

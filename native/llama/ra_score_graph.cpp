@@ -47,6 +47,9 @@ void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_
         if (needs & RA_FEATURE_VALUE_DIST) {
             jobs.push_back({ RA_JOB_VALUES, ih, n_kv[ih], 0, 0 });
         }
+        if (needs & RA_FEATURE_KEYS) {
+            jobs.push_back({ RA_JOB_KEYS, ih, n_kv[ih], 0, 0 });
+        }
     }
 }
 
@@ -205,6 +208,14 @@ ggml_tensor * ra_score_graph::values_of(int32_t il, shared & s) {
     return s.values;
 }
 
+ggml_tensor * ra_score_graph::raw_keys_of(int32_t il, shared & s) {
+    if (s.raw_keys == nullptr) {
+        s.raw_keys = ggml_cast(ctx.get(), tensors[il].k, GGML_TYPE_F32);
+        ggml_set_output(s.raw_keys);
+    }
+    return s.raw_keys;
+}
+
 // n rows of pool-like t from `row` on; where the pool has them, padded with rows before or behind
 static ggml_tensor * ra_rows_padded(ggml_context * ctx, ggml_tensor * t, int64_t row, int64_t n,
                                     int64_t * n_before) {
@@ -270,6 +281,12 @@ void ra_score_graph::add_job(int32_t il, shared & s, ra_job & j) {
             j.skip   = row * j.stride;
             break;
         }
+        case RA_JOB_KEYS: {
+            j.out    = raw_keys_of(il, s);
+            j.stride = t.k->ne[0];
+            j.skip   = row * j.stride;
+            break;
+        }
     }
     ggml_set_output(j.out);
 }
@@ -301,6 +318,9 @@ void ra_score_graph::add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs) {
     }
     if (needs & RA_FEATURE_VALUE_DIST) {
         ggml_build_forward_expand(gf, values_of(il, s));
+    }
+    if (needs & RA_FEATURE_KEYS) {
+        ggml_build_forward_expand(gf, raw_keys_of(il, s));
     }
     if (needs & (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |
                  RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {

@@ -37,7 +37,8 @@ enum ra_job_kind {
     RA_JOB_COSINES_GOING,
     RA_JOB_COS_SUMS,
     RA_JOB_VALUE_NORMS,
-    RA_JOB_VALUES
+    RA_JOB_VALUES,
+    RA_JOB_KEYS
 };
 
 // one result for one head
@@ -79,6 +80,7 @@ class ra_score_graph {
         ggml_tensor * queries     = nullptr; // [head_dim_k, n_group, n_ring, n_head_kv] f32
         ggml_tensor * value_norms = nullptr; // [1, n_slots] f32
         ggml_tensor * values      = nullptr; // [head_dim_v, n_slots] f32
+        ggml_tensor * raw_keys    = nullptr; // [head_dim_k, n_slots] f32, never normalised
     };
 
     size_t        most_job_bytes(int32_t il, uint32_t needs) const;
@@ -90,6 +92,7 @@ class ra_score_graph {
     ggml_tensor * queries_of(int32_t il, shared & s);
     ggml_tensor * value_norms_of(int32_t il, shared & s);
     ggml_tensor * values_of(int32_t il, shared & s);
+    ggml_tensor * raw_keys_of(int32_t il, shared & s);
     void          add_job(int32_t il, shared & s, ra_job & j);
     void          add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs);
 

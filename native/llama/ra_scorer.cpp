@@ -35,6 +35,7 @@ void ra_scorer::reserve(uint32_t needs) {
     key_cos.resize(needs & RA_FEATURE_KEY_COS ? cache.n_slots_max : 0);
     value_norm.resize(needs & RA_FEATURE_VALUE_NORM ? cache.n_slots_max : 0);
     value_dist.resize(needs & RA_FEATURE_VALUE_DIST ? cache.n_slots_max : 0);
+    keys.resize(needs & RA_FEATURE_KEYS ? size_t(cache.n_slots_max) * dim : 0);
     going.resize(needs & RA_NEEDS_TARGETS ? cache.n_slots_max : 0);
     newer.resize(key_sim.size());
     older.resize(key_sim.size());
@@ -51,7 +52,7 @@ int64_t ra_scorer::bytes() const {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
     for (const auto * values :
-         { &logits, &key_sim, &key_cos, &value_norm, &value_dist, &dim_sum, &staging }) {
+         { &logits, &key_sim, &key_cos, &value_norm, &value_dist, &keys, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
     return n;
@@ -89,10 +90,29 @@ void ra_scorer::place_heads(int32_t il) {
     }
 }
 
+// the query centres of layer il, and how its keys are rotated
+void ra_scorer::place_centres(int32_t il) {
+    const auto n_values = [&](int32_t i) {
+        const ra_tensors & t = tensors[i];
+        return t.k == nullptr ? 0
+                              : size_t(t.n_head) * size_t(ra_centre_values((int32_t) t.k->ne[0]));
+    };
+    centres = cache.settings.cfg.centres;
+    for (int32_t i = 0; i < il; ++i) {
+        centres += n_values(i);
+    }
+    const ra_rope_op & op = tensors[il].rope;
+    freqs                 = ra_rope_freqs(op);
+    rope                  = { op.n_rot, op.offset, op.is_neox, freqs.data() };
+}
+
 ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const int32_t * queries) {
     n_obs   = n_queries;
     obs_pos = queries;
     place_heads(il);
+    if (needs & RA_FEATURE_CENTRES) {
+        place_centres(il);
+    }
     const ra_layer & l = cache.layers[il];
     n_old.assign(l.n_head_kv, 0);
     for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_FEATURE_KEY_SIM); ++ih) {
@@ -212,6 +232,17 @@ void ra_scorer::read_values(int32_t il, const ra_job & j) {
     ra_mean_distance(j.n_kv, dim, rows, dim_sum.data(), value_dist.data() + tokens_at[j.ih]);
 }
 
+// as the model attends to them: a Hadamard rotation is its own inverse
+void ra_scorer::read_keys(int32_t il, const ra_job & j) {
+    const ra_tensors & t   = tensors[il];
+    const int64_t      n   = int64_t(j.n_kv) * t.k->ne[0];
+    float *            dst = keys.data() + tokens_at[j.ih] * size_t(t.k->ne[0]);
+    std::copy_n(fetch(j.out, j.skip, n), n, dst);
+    for (int64_t i = 0; t.n_hadamard > 0 && i < n; i += t.n_hadamard) {
+        ra_hadamard_transform(t.n_hadamard, dst + i);
+    }
+}
+
 void ra_scorer::read_twins(int32_t il, const ra_job & j) {
     const float *    rows  = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
     const ra_layer & l     = cache.layers[il];
@@ -280,6 +311,7 @@ void ra_scorer::read(int32_t il, const ra_job & j) {
         case RA_JOB_COSINES_ALL: return read_twins(il, j);
         case RA_JOB_COSINES_GOING: return read_going(il, j);
         case RA_JOB_VALUES: return read_values(il, j);
+        case RA_JOB_KEYS: return read_keys(il, j);
         case RA_JOB_VALUE_NORMS: {
             std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + tokens_at[j.ih]);
             break;
@@ -295,4 +327,11 @@ void ra_scorer::features(ra_features * f) const {
     f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;
     f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;
     f->value_dist   = value_dist.empty() ? nullptr : value_dist.data() + at;
+    if (!keys.empty()) {
+        f->head_dim = (int32_t) tensors[f->il].k->ne[0];
+        f->keys     = keys.data() + at * size_t(f->head_dim);
+        f->rope     = &rope;
+        f->centres =
+            centres + size_t(f->ih) * size_t(f->n_group) * size_t(ra_centre_values(f->head_dim));
+    }
 }

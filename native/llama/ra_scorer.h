@@ -33,6 +33,8 @@ class ra_scorer {
     void            read_going(int32_t il, const ra_job & j);
     void            read_twins(int32_t il, const ra_job & j);
     void            read_values(int32_t il, const ra_job & j);
+    void            read_keys(int32_t il, const ra_job & j);
+    void            place_centres(int32_t il);
     void            place_heads(int32_t il);
     const int32_t * index_of(const ra_job & j) const;
     const float *   fetch(const ggml_tensor * t, int64_t begin, int64_t n);
@@ -60,6 +62,11 @@ class ra_scorer {
     std::vector<float>  value_norm;
     std::vector<float>  value_dist;
     std::vector<size_t> tokens_at; // [n_head_kv] offset into these
+    std::vector<float>  keys;      // [n_slots, head_dim_k] likewise
+
+    const float *      centres = nullptr; // of the query heads of the layer at hand
+    ra_rope            rope    = {};      // of its keys
+    std::vector<float> freqs;             // [rope.n_rot / 2]
 
     std::vector<float>   dim_sum; // [head_dim] scratch: sums and means of rows
     std::vector<int32_t> newer;   // [n_slots] of all heads of a layer, see core/alike.c

@@ -147,6 +147,9 @@ void ra_storage::add_rotations(const llama_model & model, const llama_memory_par
             n *= 2;
         }
         rot_k = ra_hadamard(n);
+        for (ra_tensors & t : tensors) {
+            t.n_hadamard = n;
+        }
     }
     if (!hparams.is_n_embd_v_gqa_variable() && ggml_is_quantized(params.type_v) &&
         hparams.n_embd_head_v() % 64 == 0) {

@@ -107,6 +107,33 @@ ra_status ra_check_model(const llama_model & model, int32_t type_k, int32_t type
     return RA_STATUS_OK;
 }
 
+ra_status ra_check_policy(const llama_model & model, const ra_settings & settings) {
+    const llama_hparams & hp   = model.hparams;
+    const char *          name = settings.policy->name;
+    if ((settings.policy->needs & RA_FEATURE_CENTRES) == 0) {
+        return RA_STATUS_OK;
+    }
+    if (hp.rope_type != LLAMA_ROPE_TYPE_NORM && hp.rope_type != LLAMA_ROPE_TYPE_NEOX) {
+        return ra_error(RA_STATUS_UNSUPPORTED,
+                        "policy '%s' needs rotary positions (RoPE), which architecture '%s' does "
+                        "not have: use another policy",
+                        name, llm_arch_name(model.arch));
+    }
+    size_t n = 0;
+    for (uint32_t il = 0; il < hp.n_layer(); ++il) {
+        n += hp.n_head_kv(il) == 0
+                 ? 0
+                 : size_t(hp.n_head(il)) * size_t(ra_centre_values((int32_t) hp.n_embd_head_k(il)));
+    }
+    if (settings.cfg.n_centres != n) {
+        return ra_error(RA_STATUS_INVALID,
+                        "policy '%s' needs the query centres of this model: calibrate a profile "
+                        "with reasonalloc-profile (%zu numbers given, the model has %zu)",
+                        name, settings.cfg.n_centres, n);
+    }
+    return RA_STATUS_OK;
+}
+
 ra_status ra_model_supported(const llama_model * model, int32_t type_k, int32_t type_v) {
     if (model == nullptr) {
         return ra_error(RA_STATUS_INVALID, "ra_model_supported: no model");

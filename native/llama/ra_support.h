@@ -1,10 +1,13 @@
 // ra_support.h - which models and cache types can have a budget
 #pragma once
 
-#include "core.h"
+#include "config.h"
 
 struct llama_model;
 
 // RA_STATUS_UNSUPPORTED with the reason, else RA_STATUS_OK; name: "K" or "V", types: ggml_type
 ra_status ra_check_type(const char * name, int32_t type, uint32_t head_dim);
 ra_status ra_check_model(const llama_model & model, int32_t type_k, int32_t type_v);
+
+// whether the policy can work with this model; RA_STATUS_INVALID if its query centres do not fit it
+ra_status ra_check_policy(const llama_model & model, const ra_settings & settings);

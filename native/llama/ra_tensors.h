@@ -1,7 +1,7 @@
 // ra_tensors.h - the tensors of a budgeted cache
 #pragma once
 
-#include "ggml.h"
+#include "ra_rope.h"
 
 #include <cstdint>
 #include <vector>
@@ -14,6 +14,8 @@ struct ra_tensors {
     int32_t       n_head    = 0;
     int32_t       n_head_kv = 0;
     float         kq_scale  = 0.0f; // as the model's graph applies it
+    ra_rope_op    rope;             // likewise, of the keys; known where the policy asks for it
+    int32_t       n_hadamard = 0;   // K rows are rotated in blocks of so many values; 0: not at all
 };
 
 // a Hadamard rotation of rows, in blocks of n values; n = 0: none

@@ -29,6 +29,8 @@ enum {
     RA_FEATURE_VALUE_NORM = 1 << 4,
     RA_FEATURE_VALUE_DIST = 1 << 5,
     RA_FEATURE_TWIN       = 1 << 6,
+    RA_FEATURE_KEYS       = 1 << 7,
+    RA_FEATURE_CENTRES    = 1 << 8, /* of the queries, and how keys are rotated */
 };
 
 /* what a policy gives, as bits of ra_policy.gives */
@@ -55,6 +57,11 @@ typedef struct ra_features {
     const float * key_cos;     /* [n_kv] mean cosine with all keys of the head, itself included */
     const float * value_norm;  /* [n_kv] Euclidean norms of the V rows */
     const float * value_dist;  /* [n_kv] their distances from the mean V row of the head */
+
+    const float *   keys;     /* [n_kv, head_dim] as the model attends to them, rotated */
+    int32_t         head_dim; /* with keys */
+    const ra_rope * rope;     /* of the layer */
+    const float *   centres;  /* [n_group, ra_centre_values(head_dim)] see ra_config.centres */
 
     const float *
         twin; /* [n_kv] cosine of the most alike key that receives more attention, sinks excepted;
@@ -100,6 +107,11 @@ void ra_importance(const ra_config * cfg, const ra_features * f, float * out);
  * sees. Uses f->work[0 .. 2*n_kv). */
 void ra_attention_mass(const ra_features * f, float * out);
 
+/* Numbers that ra_config.centres has per query head. */
+static inline int32_t ra_centre_values(int32_t head_dim) {
+    return head_dim + head_dim / 2;
+}
+
 void ra_policy_rkv_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_snapkv_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_streaming_score(const ra_config * cfg, const ra_features * f, float * score);
@@ -112,6 +124,7 @@ void ra_policy_observe_memory(const ra_config * cfg, const ra_features * f);
 void ra_policy_loss_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_mass_score(const ra_config * cfg, const ra_features * f, float * score);
 void ra_policy_random_score(const ra_config * cfg, const ra_features * f, float * score);
+void ra_policy_triattention_score(const ra_config * cfg, const ra_features * f, float * score);
 
 #ifdef __cplusplus
 }

@@ -42,6 +42,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     from ..engine.prompts import read_variable
     from ..run.rope import Rope
     from ..run.runner import RunOptions
+    from ..session.centres import needs_centres
     from ..session.config import BudgetConfig, kv_type_id
     from ..session.profiled import PROFILED
     from ..session.steering import Sampling
@@ -60,7 +61,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     direct = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt")
     given = {name: chosen(name) for name in direct if chosen(name) is not None}
     names = (*direct, "method", "layers", "heads", "profile")
-    config, profile = None, None
+    config, profile, by_profile = None, None, True
     if is_auto:
         config, kv_type, recommended_by = _recommended(arguments, model)
         protect = _protect_prompt(given.get("protect_prompt", "auto"))
@@ -75,6 +76,8 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         budget = given.get("budget", BudgetConfig.budget)
         given.setdefault("window", max(BudgetConfig.window, min(DEFAULT_WINDOW, budget // 4)))
         config = _budget(given, settings, seed)
+        if profile is None and needs_centres(config.policy) and arguments["profile"] != "none":
+            profile, by_profile = arguments["profile"] or "auto", False
     elif arguments["settings"]:
         raise ConfigError("--no-budget and --set exclude each other")
     elif any(arguments[name] is not None for name in names):
@@ -85,6 +88,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         model=model,
         config=config,
         profile=profile,
+        by_profile=by_profile,
         profile_layers=arguments["layers"] if arguments["layers"] in PROFILED else None,
         prefers="wave" if arguments["method"] == PAPER else "error",
         kv_type=kv_type,

@@ -68,6 +68,8 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("n_error_grid", c_size_t),
         ("error_base", c_int32),
         ("error_least", c_double),
+        ("centres", POINTER(c_float)),
+        ("n_centres", c_size_t),
         ("attention", c_char_p),
     )
 
@@ -127,6 +129,17 @@ class ra_robustify_params(ctypes.Structure):  # noqa: N801
     _fields_ = (("gamma", c_double), ("lo", c_double), ("hi", c_double))
 
 
+class ra_rope(ctypes.Structure):  # noqa: N801
+    """See reasonalloc.h."""
+
+    _fields_ = (
+        ("n_rot", c_int32),
+        ("offset", c_int32),
+        ("is_neox", c_int32),
+        ("freq", POINTER(c_float)),
+    )
+
+
 class ra_head_arrays(ctypes.Structure):  # noqa: N801
     """See reasonalloc.h."""
 
@@ -146,6 +159,9 @@ class ra_head_arrays(ctypes.Structure):  # noqa: N801
         ("pos", POINTER(c_int32)),
         ("bias", POINTER(c_float)),
         ("state", POINTER(c_float)),
+        ("rope", POINTER(ra_rope)),
+        ("centres", POINTER(c_float)),
+        ("n_centres", c_size_t),
     )
 
 
@@ -231,6 +247,12 @@ ra_plan_kv_bytes_full = _bind("ra_plan_kv_bytes_full", [POINTER(ra_shape), c_int
 ra_policy_count = _bind("ra_policy_count", [], c_int32)
 ra_policy_name = _bind("ra_policy_name", [c_int32], c_char_p)
 ra_policy_summary = _bind("ra_policy_summary", [c_int32], c_char_p)
+ra_policy_needs_centres = _bind("ra_policy_needs_centres", [c_int32], c_int32)
+ra_read_queries = _bind(
+    "ra_read_queries",
+    [c_void_p, POINTER(ra_rope), _floats, c_int32, _floats, c_int64],
+    _status,
+)
 ra_alloc_count = _bind("ra_alloc_count", [c_int32], c_int32)
 ra_alloc_name = _bind("ra_alloc_name", [c_int32, c_int32], c_char_p)
 

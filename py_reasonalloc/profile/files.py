@@ -7,6 +7,8 @@ schema, and against what a schema cannot say; every complaint names its field.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import datetime
 import functools
 import json
@@ -25,7 +27,7 @@ from ..engine.tempfiles import write_whole
 from .head_error import HeadError, contradictions
 
 FORMAT_VERSION = 2
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 25
 _MAX_COMPLAINTS = 3
 _NUMBERS = re.compile(r"\[\n[-+.eE\d,\s]*\]")  # no string of JSON has a line end in it
 
@@ -97,6 +99,9 @@ class Profile:
         Which cache is enough for the model; None: nobody measured it.
     head_error : HeadError or None
         Error curves of the KV heads, for ``layers = "error"``; None: not measured.
+    centres : bytes
+        Where the queries of every head lie, for the policy "triattention": ra_config.centres of
+        reasonalloc.h in float32, little endian. Empty: not measured.
     source : str
         Where it was read from: not part of the file, and not compared.
     """
@@ -122,6 +127,7 @@ class Profile:
     horizon: int = 0
     recommendation: Recommendation | None = None
     head_error: HeadError | None = None
+    centres: bytes = field(default=b"", repr=False)
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +149,9 @@ class Profile:
             del values["head_error"]
         else:
             values["head_error"] = self.head_error.to_json()
+        values["centres"] = base64.b64encode(self.centres).decode()
+        if not self.centres:
+            del values["centres"]
         return {"format_version": FORMAT_VERSION, **values}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -190,10 +199,22 @@ def load_profile(path: str | os.PathLike[str], source: str = "") -> Profile:
         raise ProfileError(f"{file}: cannot be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
         raise ProfileError(f"{file}: not a profile: larger than {MAX_FILE_BYTES} bytes")
-    value = _parse(data, str(file))
-    _check(value, str(file))
+    return profile_from_json(_parse(data, str(file)), source or str(file))
+
+
+def profile_from_json(value: Any, source: str) -> Profile:
+    """Return the profile that `Profile.to_json` made `value` of.
+
+    Raises
+    ------
+    ProfileError
+        It is none. One line, naming every bad field.
+    """
+    _check(value, source)
+    value = dict(value)
     del value["format_version"]
     value.setdefault("horizon", 0)
+    value["centres"] = base64.b64decode(value.get("centres", ""))
     for name in ("n_layer", "head_dim", "n_prompts", "n_steps", "seed", "horizon"):
         value[name] = int(value[name])  # JSON knows 8.0
     for name in ("rho", "gamma", "clip_lo", "clip_hi"):
@@ -210,7 +231,7 @@ def load_profile(path: str | os.PathLike[str], source: str = "") -> Profile:
         value["recommendation"] = Recommendation(**recommended)
     if "head_error" in value:
         value["head_error"] = HeadError.from_json(value["head_error"])
-    return Profile(**value, source=source or str(file))
+    return Profile(**value, source=source)
 
 
 def _parse(data: bytes, source: str) -> Any:
@@ -290,6 +311,12 @@ def _contradictions(value: dict[str, Any]) -> list[str]:
         found += contradictions(value["head_error"], int(n_heads))
         if value["format_version"] < 2:
             found.append("head_error: format version 1 has none")
+    try:
+        centres = np.frombuffer(base64.b64decode(value.get("centres", ""), validate=True), "<f4")
+        if not np.isfinite(centres).all():
+            found.append("centres: not all are finite numbers")
+    except (binascii.Error, ValueError):
+        found.append("centres: no base64 of float32 numbers")
     try:
         datetime.date.fromisoformat(value["date"])
     except ValueError:

@@ -10,6 +10,7 @@ from ..engine.identity import read_identity
 from ..engine.usertext import path_text
 from ..profile.files import Profile
 from ..profile.lookup import resolve_profile, save_to_cache
+from ..session.centres import needs_centres
 from ..session.config import BudgetConfig
 from ..session.profiled import PROFILED
 from .options import Plan, RunOptions
@@ -53,9 +54,16 @@ def settle(options: RunOptions, plan: Plan) -> RunOptions:
     elif options.profile is not None:
         wants_curves = (layers or options.prefers) == "error"
         profile = resolve_profile(options.model, options.profile, with_curves=wants_curves)
-    if profile is not None:
+    if profile is not None and options.by_profile:
         preferred = options.prefers if profile.head_error is not None else "wave"
         config = dataclasses.replace(config, layers=layers or preferred, profile=profile)
+    elif profile is not None:
+        config = dataclasses.replace(config, profile=profile)
+    elif needs_centres(config.policy):
+        raise ProfileError(
+            f"policy = {config.policy!r} needs a profile with query centres, and none fits "
+            f"{path_text(options.model)}: make one with --profile calibrate or reasonalloc-profile"
+        )
     elif layers is not None:
         what = "a profile with error curves" if layers == "error" else "a profile"
         raise ProfileError(

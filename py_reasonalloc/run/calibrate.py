@@ -37,6 +37,7 @@ from ..profile.files import Profile
 from ..session.config import check_float, check_int, kv_type_id
 from ..session.generate import Generation, Sampling
 from ..session.reason_llama import ReasonLlama
+from .centres import CentreMeter
 from .curves import CurveMeter, replay_config
 from .demand import DemandMeter
 from .probes import MAX_PROMPTS
@@ -174,7 +175,8 @@ def calibrate(
     heads = identity.n_head_kv
     per_layer = [heads] * identity.n_layer if isinstance(heads, int) else list(heads)
     recorder = StreamRecorder(per_layer) if settings.curves else None
-    meter = DemandMeter(per_layer, settings.rho, settings.horizon, recorder)
+    centres = CentreMeter(identity.n_layer, identity.head_dim)
+    meter = DemandMeter(per_layer, settings.rho, settings.horizon, recorder, centres)
     curves = CurveMeter(per_layer, replay_config(settings.buffer), settings.n_threads)
     arguments: dict[str, Any] = {
         "n_ctx": max([n_ctx, *map(len, pieces)]),
@@ -281,6 +283,7 @@ def _profile(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         fingerprint=identity.fingerprint,
         command=command,
+        centres=meter.centres.centres() if meter.centres is not None else b"",
     )
 
 

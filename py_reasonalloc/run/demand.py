@@ -17,6 +17,7 @@ from llama_cpp import llama_cpp as bindings
 from ..engine import ggml
 from ..engine.errors import UnsupportedError
 from ..session.config import BudgetConfig
+from .centres import CentreMeter
 from .streams import StreamRecorder
 
 _ATTENTION = re.compile(rb"^kq_soft_max-(\d+)$")
@@ -54,6 +55,8 @@ class DemandMeter:
         Steps over which the attention is summed before it is counted; 0: each step is counted.
     recorder : StreamRecorder or None
         Sees the tensors, too.
+    centres : CentreMeter or None
+        Likewise.
 
     Attributes
     ----------
@@ -69,8 +72,10 @@ class DemandMeter:
         rho: float,
         horizon: int = 0,
         recorder: StreamRecorder | None = None,
+        centres: CentreMeter | None = None,
     ) -> None:
-        self.rho, self.horizon, self.recorder = rho, horizon, recorder
+        self.rho, self.horizon = rho, horizon
+        self.recorder, self.centres = recorder, centres
         self._n_head_kv = list(n_head_kv)
         self.n_steps = np.zeros(len(n_head_kv), dtype=np.int64)
         self._n_counts = np.zeros(len(n_head_kv), dtype=np.int64)
@@ -90,15 +95,22 @@ class DemandMeter:
         self._horizons = [_Horizon(n_prompt) for _ in self._n_head_kv]
         if self.recorder is not None:
             self.recorder.start()
+        if self.centres is not None:
+            self.centres.start()
 
     def _receive(self, tensor: int, ask: bool, _: Any) -> bool:
         """Answer whether a tensor is wanted (`ask`), or take it. Must not raise."""
         try:
             name = ggml.tensor_name(tensor)
+            is_asked = False
+            if self.centres is not None and self._error is None:
+                is_asked = self.centres.receive(name, tensor, ask)
             if self.recorder is not None and self._error is None:
                 answer = self.recorder.receive(tensor, name, ask)
                 if answer is not None:
-                    return answer or not ask
+                    return answer or is_asked or not ask
+            if is_asked:
+                return True
             match = _ATTENTION.match(name)
             if match is None or self._error is not None or not self._is_counted:
                 return not ask

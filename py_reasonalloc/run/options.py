@@ -27,8 +27,11 @@ class RunOptions:
     config : BudgetConfig or None
         None: the stock cache.
     profile : str or None
-        Where the layers' budgets come from: "auto", "calibrate" or the path of a profile; `config`
-        is then uniform over layers, and stays so if "auto" finds none. None: `config` is final.
+        Where the budgets of layers and heads come from, or what a policy works by: "auto",
+        "calibrate" or the path of a profile; `config` is then uniform over layers, and stays so if
+        "auto" finds none. None: `config` is final.
+    by_profile : bool
+        The profile splits the budget. Else only a policy works by it.
     profile_layers : str or None
         Split over layers by that profile, "wave" or "error"; that "auto" finds none is then an
         error. None: as `prefers` says, if there is one.
@@ -66,6 +69,7 @@ class RunOptions:
     model: Path
     config: BudgetConfig | None = field(default_factory=BudgetConfig)
     profile: str | None = None
+    by_profile: bool = True
     profile_layers: str | None = None
     prefers: str = "error"
     kv_type: str = "f16"

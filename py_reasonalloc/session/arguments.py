@@ -14,6 +14,7 @@ from ..engine.errors import ConfigError, ModelFileError
 from ..engine.library import MAX_THREADS
 from ..engine.modelfile import check_model_file
 from ..profile.lookup import resolve_profile
+from .centres import needs_centres
 from .config import BudgetConfig, check_int
 from .profiled import PROFILED
 
@@ -55,7 +56,7 @@ def session_config(
         return budget
     layers, heads, wanted = alloc["layers"], alloc["heads"], alloc["profile"]
     profile = None
-    if layers is None or layers in PROFILED:
+    if layers is None or layers in PROFILED or needs_centres(shared["policy"]):
         file = check_model_file(model_path)
         profile = resolve_profile(file, wanted, with_curves=layers == "error")
         layers = layers or ("uniform" if profile is None else "wave")

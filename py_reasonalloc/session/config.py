@@ -10,6 +10,7 @@ from typing import Any
 
 from ..engine.errors import ConfigError, NotFoundError
 from ..profile.files import Profile, load_profile
+from .centres import centre_table, check_centres, needs_centres
 from .profiled import PROFILED, check_profile, profile_tables
 
 #: RA_MAX_TOKENS and RA_MAX_WINDOW of reasonalloc.h.
@@ -208,7 +209,8 @@ class BudgetConfig:
     head_budgets : sequence of int, optional
         First budget of each KV head, layer after layer; overrides `layers`.
     profile : Profile or path, optional
-        Layer profile; "wave" and "error" need one, the others do not look at it.
+        Layer profile; "wave" and "error" need one, and the policy "triattention" one with query
+        centres. The others do not look at it.
     gamma : float, optional
         Exponent that flattens a demand (of layers, "wave", and of heads, "adaptive"), 0 to 16.
         None, here and below: what the profile says; without one, the paper's value, here 0.5.
@@ -316,6 +318,7 @@ class BudgetConfig:
         if isinstance(self.profile, (str, os.PathLike)):
             object.__setattr__(self, "profile", load_profile(self.profile))
         check_profile(self.layers, self.profile)
+        check_centres(self.policy, self.profile)
 
     def _check_native(self) -> None:
         """Let the library check what hangs together: names, budget against what must stay."""
@@ -393,6 +396,8 @@ class BudgetConfig:
             tables |= profile_tables(self.layers, profile)
             if self.layers == "error" and profile.head_error is not None:
                 native.error_base = profile.head_error.base
+            if needs_centres(self.policy):
+                tables["centres"] = (ctypes.c_float, centre_table(profile))
         for name, (kind, table) in tables.items():
             if table is not None:
                 setattr(native, name, (kind * len(table))(*table))

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #define RA_POOL_GROUP 2 /* query heads per KV head */
+#define RA_POOL_DIM   6 /* values of a key, of which four are rotated */
 
 typedef struct ra_pool {
     ra_cache * cache;
@@ -19,6 +20,7 @@ typedef struct ra_pool {
     float *    logits; /* what the features callback hands out */
     float *    key_sim;
     float *    key_cos;
+    float *    keys;
     float *    value_norm;
     float *    value_dist;
     int32_t    open_layer;     /* between move_begin and move_end; else -1 */
@@ -78,6 +80,16 @@ static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_feature
         p->value_norm[i] = ra_test_int(0, 20) == 0 ? 100.0f : 1.0f + ra_test_float();
         p->value_dist[i] = is_odd ? ra_pool_odd_float() : 1.0f + ra_test_float();
     }
+    static const float   freq[2]                    = { 1.0f, 0.01f };
+    static const ra_rope rope                       = { .n_rot = 4, .offset = 1, .freq = freq };
+    static const float   centres[RA_POOL_GROUP * 9] = { 1, 2, 3, 4, 5, 6, 7, 8 };
+    for (int32_t i = 0; i < f->n_kv * RA_POOL_DIM; ++i) {
+        p->keys[i] = is_odd ? ra_pool_odd_float() : ra_test_float();
+    }
+    f->keys        = needs & RA_FEATURE_KEYS ? p->keys : NULL;
+    f->head_dim    = RA_POOL_DIM;
+    f->rope        = needs & RA_FEATURE_CENTRES ? &rope : NULL;
+    f->centres     = needs & RA_FEATURE_CENTRES ? centres : NULL;
     f->n_group     = RA_POOL_GROUP;
     f->attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? p->logits : NULL;
     f->key_sim     = needs & RA_FEATURE_KEY_SIM ? p->key_sim : NULL;
@@ -148,6 +160,7 @@ static inline void ra_pool_init(ra_pool * p, ra_cache * c) {
     p->logits      = calloc((size_t) c->n_ring * RA_POOL_GROUP * n, sizeof(float));
     p->key_sim     = calloc(n, sizeof(float));
     p->key_cos     = calloc(n, sizeof(float));
+    p->keys        = calloc(n * RA_POOL_DIM, sizeof(float));
     p->value_norm  = calloc(n, sizeof(float));
     p->value_dist  = calloc(n, sizeof(float));
     for (int32_t il = 0; il < c->n_layer; ++il) {
@@ -163,6 +176,7 @@ static inline void ra_pool_free(ra_pool * p) {
     free(p->logits);
     free(p->key_sim);
     free(p->key_cos);
+    free(p->keys);
     free(p->value_norm);
     free(p->value_dist);
     ra_cache_free(p->cache);

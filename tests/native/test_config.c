@@ -195,6 +195,30 @@ static void test_demand(void) {
     CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
 }
 
+static void test_centres(void) {
+    float     table[2] = { -1.5f, 0.0f };
+    ra_config cfg      = ra_config_default_params();
+    cfg.policy         = "triattention"; /* without a model none are needed yet */
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_OK);
+    cfg.centres   = table;
+    cfg.n_centres = 2;
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_OK);
+    ra_settings s;
+    CHECK_STATUS(ra_settings_init(&s, &cfg), RA_STATUS_OK);
+    table[1] = NAN;
+    CHECK(s.cfg.centres != table && s.cfg.centres[0] == -1.5f && s.cfg.centres[1] == 0.0f);
+    ra_settings_free(&s);
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
+    CHECK(strstr(ra_last_error(), "centres[1]") != NULL);
+    cfg.n_centres = 0;
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
+    cfg.n_centres = SIZE_MAX;
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
+    cfg.centres   = NULL;
+    cfg.n_centres = 1;
+    CHECK_STATUS(ra_config_check(&cfg), RA_STATUS_INVALID);
+}
+
 /* The settings own their tables and names: the caller's may go. */
 static void test_settings_own_their_tables(void) {
     int32_t   layers[2] = { 20, 30 };
@@ -312,6 +336,7 @@ int main(void) {
     test_budget_must_hold_what_stays();
     test_tables();
     test_demand();
+    test_centres();
     test_settings_own_their_tables();
     test_budgets_of_a_model();
     test_status();

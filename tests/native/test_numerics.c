@@ -105,11 +105,33 @@ static void test_key_cos_sums(void) {
     }
 }
 
+/* H_2 by hand; and twice is nothing */
+static void test_hadamard(void) {
+    float two[2] = { 3.0f, 1.0f };
+    ra_hadamard_transform(2, two);
+    CHECK_NEAR(two[0], 4.0 / sqrt(2.0), 1e-6);
+    CHECK_NEAR(two[1], 2.0 / sqrt(2.0), 1e-6);
+    float unit[4] = { 0.0f, 0.0f, 1.0f, 0.0f }; /* row 2 of Sylvester's matrix: + + - - */
+    ra_hadamard_transform(4, unit);
+    CHECK(unit[0] == 0.5f && unit[1] == 0.5f && unit[2] == -0.5f && unit[3] == -0.5f);
+    float x[N_MAX];
+    float before[N_MAX];
+    for (int32_t i = 0; i < N_MAX; ++i) {
+        x[i] = before[i] = ra_test_float();
+    }
+    ra_hadamard_transform(N_MAX, x);
+    ra_hadamard_transform(N_MAX, x);
+    for (int32_t i = 0; i < N_MAX; ++i) {
+        CHECK_NEAR(x[i], before[i], 1e-6);
+    }
+}
+
 int main(void) {
     test_softmax_values();
     test_softmax_extremes();
     test_softmax_random();
     test_max_pool();
     test_key_cos_sums();
+    test_hadamard();
     return ra_test_result();
 }

@@ -8,7 +8,7 @@
 #define ALL_FEATURES                                                                      \
     ((uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |       \
                  RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM | RA_FEATURE_VALUE_DIST | \
-                 RA_FEATURE_TWIN))
+                 RA_FEATURE_TWIN | RA_FEATURE_KEYS | RA_FEATURE_CENTRES))
 
 /* exact-size heap arrays, so that the address sanitizer sees a read or write beyond them */
 typedef struct features_heap {
@@ -21,7 +21,38 @@ typedef struct features_heap {
     float *     state_out;
     float *     score;
     float *     mass;
+    float *     keys;
+    float *     freq;
+    float *     centres;
+    ra_rope     rope;
 } features_heap;
+
+/* keys of up to 12 values with a rotation of any kind, and query centres */
+static void features_add_keys(features_heap * h, int32_t n_kv, int32_t n_group) {
+    const int32_t dim       = ra_test_int(1, 13);
+    const int32_t n_rot     = 2 * ra_test_int(0, dim / 2 + 1);
+    const int32_t n_keys    = n_kv * dim;
+    const int32_t n_centres = n_group * ra_centre_values(dim);
+    h->keys                 = malloc((size_t) n_keys * sizeof(float));
+    h->freq                 = malloc((size_t) (n_rot / 2) * sizeof(float));
+    h->centres              = malloc((size_t) n_centres * sizeof(float));
+    for (int32_t i = 0; i < n_keys; ++i) {
+        h->keys[i] = ra_test_float();
+    }
+    for (int32_t i = 0; i < n_rot / 2; ++i) {
+        h->freq[i] = fabsf(ra_test_float());
+    }
+    for (int32_t i = 0; i < n_centres; ++i) {
+        h->centres[i] = ra_test_float();
+    }
+    h->rope       = (ra_rope){ .n_rot   = n_rot,
+                               .offset  = ra_test_int(0, dim - n_rot + 1),
+                               .is_neox = ra_test_int(0, 2),
+                               .freq    = h->freq };
+    h->f.keys     = h->keys;
+    h->f.head_dim = dim;
+    h->f.centres  = h->centres;
+}
 
 static features_heap features_make(uint32_t needs, int32_t n_state, int32_t n_kv, int32_t n_window,
                                    int32_t n_obs, int32_t n_group) {
@@ -75,6 +106,9 @@ static features_heap features_make(uint32_t needs, int32_t n_state, int32_t n_kv
         .mass        = h.mass,
         .work        = malloc(3 * (size_t) n_kv * sizeof(float)),
     };
+    if (needs & RA_FEATURE_KEYS) {
+        features_add_keys(&h, n_kv, n_group);
+    }
     return h;
 }
 
@@ -87,6 +121,9 @@ static void features_free(features_heap * h) {
     free(h->state_out);
     free(h->score);
     free(h->mass);
+    free(h->keys);
+    free(h->freq);
+    free(h->centres);
     free(h->f.work);
 }
 
@@ -146,6 +183,7 @@ static void test_every_policy_on_random_shapes(void) {
             const int32_t n_obs     = round % 7 == 0 ? 0 : ra_test_int(0, n_obs_max + 1);
             features_heap h =
                 features_make(p->needs, p->n_state, n_kv, n_window, n_obs, ra_test_int(1, 5));
+            h.f.rope      = h.keys != NULL ? &h.rope : NULL;
             float * again = malloc((size_t) n_kv * sizeof(float));
             if (p->observe != NULL) {
                 p->observe(&cfg, &h.f);
@@ -217,6 +255,44 @@ static void test_rkv_ends(void) {
         CHECK_NEAR(h.score[j], -exp((double) h.sim[j]) / sum, 1e-6);
     }
     features_free(&h);
+}
+
+/* One pair that turns by a quarter circle per step, in both orders, and a value beside it. */
+static void test_triattention_by_hand(void) {
+    const float   turn       = acosf(0.0f);
+    const float   keys[3][3] = { { 1, 0, 0 }, { 0, 2, 0 }, { 1, 1, 5 } };
+    const float   centre[4]  = { 1, 0, 1, 1.5f }; /* mean 1 + 0 i, of modulus 1.5; and 1 */
+    ra_rope       rope       = { .n_rot = 2, .freq = &turn };
+    float         score[3];
+    float         work[9];
+    const int32_t pos[3] = { 0, 4, 8 };
+    ra_features   f      = { .n_kv     = 3,
+                             .n_group  = 1,
+                             .pos      = pos,
+                             .keys     = &keys[0][0],
+                             .head_dim = 3,
+                             .rope     = &rope,
+                             .centres  = centre,
+                             .work     = work };
+    ra_config     cfg    = ra_config_default_params();
+    /* at position 8 + o the centre is 1 again for o = 4, 8, ...; i for 1, -1 for 2: (14 + i) / 17 */
+    const double s[3] = { 14.0 / 17 + 0.5, 2.0 / 17 + 0.5 * 2, 15.0 / 17 + 0.5 * sqrt(2.0) + 5.0 };
+    const double mean = (s[0] + s[1] + s[2]) / 3;
+    double       sq   = 0.0;
+    for (int32_t j = 0; j < 3; ++j) {
+        sq += (s[j] - mean) * (s[j] - mean);
+    }
+    for (rope.is_neox = 0; rope.is_neox < 2; ++rope.is_neox) {
+        ra_policy_triattention_score(&cfg, &f, score);
+        for (int32_t j = 0; j < 3; ++j) {
+            /* a quarter circle in float, 2^16 times, is off by 0.003 */
+            CHECK_NEAR(score[j], (s[j] - mean) / sqrt(sq / 3), 2e-3);
+        }
+    }
+    const float same[9] = { 0 };
+    f.keys              = same;
+    ra_policy_triattention_score(&cfg, &f, score);
+    CHECK(score[0] == 0.0f && score[1] == 0.0f && score[2] == 0.0f);
 }
 
 /* The first outputs of splitmix64 for seed 0 are published; every draw chains four such steps. */
@@ -292,7 +368,12 @@ static void test_policy_score_arguments(void) {
                                       .k          = k,
                                       .q          = q,
                                       .pos        = pos };
-    ra_head_arrays       bad[17];
+    const ra_rope        ropes[5] = { { .n_rot = 2 },
+                                      { .n_rot = 1, .freq = k },
+                                      { .n_rot = 4, .freq = k },
+                                      { .n_rot = 2, .offset = 1, .freq = k },
+                                      { .n_rot = -2, .freq = k } };
+    ra_head_arrays       bad[24];
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); ++i) {
         bad[i] = good;
     }
@@ -314,6 +395,12 @@ static void test_policy_score_arguments(void) {
     bad[15].size       = 8;
     bad[16].v          = k;
     bad[16].head_dim_v = 0;
+    for (size_t i = 0; i < 5; ++i) {
+        bad[17 + i].rope = &ropes[i];
+    }
+    bad[22].centres   = k;
+    bad[22].n_centres = 2;
+    bad[23].n_centres = 3;
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); ++i) {
         CHECK_STATUS(ra_policy_score(&cfg, &bad[i], score, NULL, NULL), RA_STATUS_INVALID);
     }
@@ -330,6 +417,17 @@ static void test_policy_score_arguments(void) {
     no_queries.q              = NULL;
     CHECK_STATUS(ra_policy_score(&cfg, &no_queries, score, NULL, NULL), RA_STATUS_OK);
     CHECK(score[0] == INFINITY && score[2] == INFINITY); /* all in the window */
+    cfg.policy = "triattention";
+    CHECK_STATUS(ra_policy_score(&cfg, &good, score, NULL, NULL), RA_STATUS_INVALID);
+    CHECK(strstr(ra_last_error(), "needs the query centres") != NULL);
+    ra_head_arrays centred = good;
+    centred.centres        = k;
+    centred.n_centres      = 3;
+    CHECK_STATUS(ra_policy_score(&cfg, &centred, score, NULL, NULL), RA_STATUS_OK);
+    for (int32_t i = -1; i <= ra_policy_count(); ++i) {
+        const char * name = ra_policy_name(i);
+        CHECK_EQ(ra_policy_needs_centres(i), name != NULL && strcmp(name, "triattention") == 0);
+    }
 }
 
 int main(void) {
@@ -338,6 +436,7 @@ int main(void) {
     test_every_policy_on_random_shapes();
     test_importance_by_hand();
     test_rkv_ends();
+    test_triattention_by_hand();
     test_random_draws();
     test_what_must_stay();
     test_policy_score_arguments();

@@ -61,6 +61,28 @@ def aborting(ctx: Any, n_calls: int = 0) -> Iterator[None]:
         lib.llama_set_abort_callback(ctx, lib.ggml_abort_callback(0), None)
 
 
+def policy_index(name: bytes) -> int:
+    """Number of a policy in the registry, -1 if there is none of that name."""
+    names = [c.ra_policy_name(i) for i in range(c.ra_policy_count())]
+    return names.index(name) if name in names else -1
+
+
+def random_centres(model: Any) -> np.ndarray:
+    """Query centres for a model whose heads are alike: [n_layer, n_head, 3 head_dim / 2]."""
+    text = ctypes.create_string_buffer(64)
+    lib.llama_model_meta_val_str(model, b"general.architecture", text, 64)
+    key = text.value + b".attention.key_length"
+    n_head, n_layer = lib.llama_model_n_head(model), lib.llama_model_n_layer(model)
+    if lib.llama_model_meta_val_str(model, key, text, 64) > 0:
+        head_dim = int(text.value)
+    else:
+        head_dim = lib.llama_model_n_embd(model) // n_head
+    rng = np.random.default_rng(0)
+    mean = rng.standard_normal((n_layer, n_head, head_dim))
+    spread = 1.0 + rng.random((n_layer, n_head, head_dim // 2))
+    return np.concatenate([mean, 2.0 * spread], axis=2).astype(np.float32)
+
+
 @dataclass
 class LayerTrace:
     """One layer of one compression, as the trace callback reported it. Lists are per KV head."""
@@ -100,7 +122,8 @@ class Engine:
     n_threads : int
         For both prompt and decoding; tiny models are fastest with one.
     config : dict
-        Further fields of ra_config; tables are given as lists.
+        Further fields of ra_config; tables are given as lists. A policy that needs query centres
+        gets `random_centres` unless it is given others.
     cb_eval : ggml_backend_sched_eval_callback or None
         As in llama_context_params.
     """
@@ -155,6 +178,10 @@ class Engine:
                 setattr(config, name, value.encode())
             else:
                 setattr(config, name, value)
+        if c.ra_policy_needs_centres(policy_index(config.policy)) and "centres" not in self.config:
+            table = random_centres(self.model).ravel()
+            config.centres = (ctypes.c_float * table.size)(*table)
+            config.n_centres = table.size
         return config
 
     def decode(self, tokens: Sequence[int], status: int = 0) -> np.ndarray:

@@ -8,6 +8,7 @@ q      [n_obs, n_group, d]  queries of the observation window, oldest first
 pos    [n_kv]               positions, strictly ascending
 v      [n_kv, head_dim_v]   values
 bias   [n_kv]               what merging adds to the logits of each key
+C      [n_group, 3d/2]      mean queries before RoPE, then mean moduli per rotated pair
 state  [n_kv] or [n_kv, 2]  what the last compression left with each token, NaN: nothing
 A      [n_obs, n_cand]      attention logits, n_cand = n_kv - n_window
 I      [n_cand]             importance
@@ -34,6 +35,25 @@ MIN_MEAN_NORM = 1e-6
 
 
 @dataclass
+class Rope:
+    """`n_rot` values of a row from `offset` on are rotated, `freq` [n_rot / 2] radians a step."""
+
+    n_rot: int
+    offset: int
+    is_neox: bool
+    freq: Array
+
+    @property
+    def pairs(self) -> tuple[Array, Array]:
+        """Real and imaginary parts of each pair: two times [n_rot / 2] places in a row."""
+        if self.is_neox:
+            real = self.offset + np.arange(self.n_rot // 2)
+            return real, real + self.n_rot // 2
+        real = self.offset + np.arange(0, self.n_rot, 2)
+        return real, real + 1
+
+
+@dataclass
 class Head:
     """What a policy may read about one head, and its parameters."""
 
@@ -56,6 +76,8 @@ class Head:
     n_state: int = 1
     state: Array | None = None
     obs_pos: Array | None = None
+    rope: Rope | None = None
+    centres: Array | None = None
 
     def __post_init__(self) -> None:
         if self.state is None:
@@ -252,6 +274,44 @@ def keydiff(head: Head) -> Array:
     return -(unit @ mean) / max(np.linalg.norm(mean), MIN_MEAN_NORM)
 
 
+def trig_scores(head: Head) -> tuple[Array, Array]:
+    """TriAttention's S of every query head and token, and the largest terms: [n_group, n_kv] each.
+
+    TriAttention (arXiv:2604.04921): for a key k without its rotation, at distance D::
+
+        S = sum_f |E q_f| |k_f| cos(w_f D + arg E q_f - arg k_f) + (E|q_f| - |E q_f|) |k_f|
+
+    mean over the distances D from the newest token plus 1, 2, 4, ... 2^16.
+    """
+    real, imag = head.rope.pairs
+    freq = head.rope.freq
+    rotated = head.k[:, real] + 1j * head.k[:, imag]
+    k = rotated * np.exp(-1j * np.asarray(head.pos)[:, None] * freq)
+    mean = head.centres[:, real] + 1j * head.centres[:, imag]
+    moduli = head.centres[:, head.k.shape[1] :][:, : len(freq)]
+    distance = head.pos[-1] - np.asarray(head.pos)
+    phase = np.angle(mean)[:, None] - np.angle(k)
+    products = np.abs(mean)[:, None] * np.abs(k)
+    trig = np.zeros(phase.shape[:2])
+    for i in range(17):
+        ahead = (distance + 2**i)[:, None] * freq
+        trig += (products * np.cos(ahead + phase)).sum(axis=-1) / 17
+    norm = ((moduli - np.abs(mean))[:, None] * np.abs(k)).sum(axis=-1)
+    still = np.setdiff1d(np.arange(head.k.shape[1]), [*real, *imag])
+    terms = products.sum(axis=-1) + np.abs(norm)
+    terms = terms + np.abs(head.centres[:, still]) @ np.abs(head.k[:, still]).T
+    return trig + norm + head.centres[:, still] @ head.k[:, still].T, terms
+
+
+def triattention(head: Head) -> Array:
+    """Maximum over the query heads of S in standard deviations from the mean over the tokens."""
+    scores = trig_scores(head)[0]
+    mean = scores.mean(axis=1, keepdims=True)
+    deviation = scores.std(axis=1, keepdims=True)
+    differ = deviation > 1e-5 * np.abs(mean)
+    return np.where(differ, (scores - mean) / np.where(differ, deviation, 1.0), 0.0).max(axis=0)
+
+
 def snapkv(head: Head) -> Array:
     """SnapKV (arXiv:2404.14469) at decode time, as R-KV's authors run it: ``Z = I``."""
     return _with_window(importance(head), head)
@@ -292,6 +352,7 @@ POLICIES = {
     "mass": mass,
     "loss": loss,
     "keydiff": keydiff,
+    "triattention": triattention,
     "streaming": streaming,
     "random": random,
 }

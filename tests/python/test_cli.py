@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from gguf_factory import CHAT_TEMPLATE
 
+from py_reasonalloc.run.calibrate import Settings, calibrate
+from py_reasonalloc.session.centres import needs_centres
 from py_reasonalloc.session.config import policy_names
 
 KEYS = {
@@ -336,8 +338,12 @@ def test_list_policies(cli) -> None:
 
 
 @pytest.mark.parametrize("policy", policy_names())
-def test_every_policy_runs(cli, make_gguf, policy) -> None:
-    common = ("-p", "hello", "--json", "-n", 80, "--budget", 32, "--buffer", 16)
+def test_every_policy_runs(cli, make_gguf, policy, tmp_path) -> None:
+    common = ["-p", "hello", "--json", "-n", 80, "--budget", 32, "--buffer", 16]
+    if needs_centres(policy):
+        settings = Settings(steps=8, n_threads=1)
+        calibrate(make_gguf(), ["hello"], settings).save(tmp_path / "p.json")
+        common += ["--profile", tmp_path / "p.json"]
     found = report(cli(make_gguf(), *common, "--policy", policy))
     assert found["policy"] == policy
     assert found["n_compressions"] > 0

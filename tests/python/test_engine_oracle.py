@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reference
 import reference_alloc
-from engine import Engine
+from engine import Engine, random_centres
 from numpy_model import NumpyModel, write_f32_copy
 from test_engine_parity import demo_prompt, random_tokens
 
@@ -35,6 +35,7 @@ class Run:
     tokens: list[int]
     traces: list
     model: NumpyModel
+    path: Path | None = None
 
     def visible(self) -> list[np.ndarray]:
         """Per layer [n_head_kv, T, T]: which tokens each query could see, from the traces."""
@@ -73,7 +74,7 @@ def run_engine(
                 tail = np.arange(events[-1].n_pos, len(tokens))
                 expected = np.concatenate([events[-1].kept(ih), tail])
                 assert np.array_equal(engine.kept(il, ih), expected)
-        return Run(np.concatenate(logits), tokens, engine.traces, model)
+        return Run(np.concatenate(logits), tokens, engine.traces, model, path)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,8 @@ class PolicyOracle:
         self.n_scored = [0] * run.model.n_layer
         self.n_compared = 0
         self.n_merged = 0
+        self.tolerance = SCORE_TOLERANCE
+        self.centres: np.ndarray | None = None
 
     def query_positions(self, event) -> np.ndarray:
         if self.policy in reference.ALL_QUERIES:
@@ -183,6 +186,8 @@ class PolicyOracle:
             il=event.il,
             ih=ih,
             seed=self.SEED,
+            rope=self.rope(),
+            centres=self.centres_of(event.il, ih, n_group),
         )
         scores = reference.POLICIES[self.policy](head)
         state = reference.policy_state(self.policy, head, scores)
@@ -195,11 +200,24 @@ class PolicyOracle:
         scale = max(1.0, np.abs(expected[free]).max(initial=0.0))
         if self.policy == "streaming":  # ranks
             assert np.array_equal(got[free], expected[free])
-        tolerance = scale * SCORE_TOLERANCE
+        tolerance = scale * self.tolerance
         if self.policy in reference.ALL_QUERIES:  # kept in q8_0
             tolerance = 0.05 * np.abs(expected[free]).max(initial=0.0)
         assert np.abs(got[free] - expected[free]).max(initial=0.0) < tolerance
         self.n_compared += int(free.sum())
+
+    def rope(self) -> reference.Rope:
+        """As `NumpyModel` rotates."""
+        model, half = self.run.model, self.run.model.head_dim // 2
+        freq = model.rope_base ** (-np.arange(half) / half)
+        return reference.Rope(model.head_dim, 0, model.arch != "llama", freq)
+
+    def centres_of(self, il: int, ih: int, n_group: int) -> np.ndarray:
+        """Those that `Engine` takes where it is given none."""
+        if self.centres is None:
+            with Engine(self.run.path) as engine:
+                self.centres = random_centres(engine.model).astype(np.float64)
+        return self.centres[il, ih * n_group : (ih + 1) * n_group]
 
     def judge_merge(self, event, ih: int, head: reference.Head) -> None:
         """Targets, shares and biases; where keys are nearly as alike, either target is right."""
@@ -234,6 +252,23 @@ def test_policy_on_real_queries_and_keys(demo_f32, demo_tokens, policy: str) -> 
     for event in run.traces:
         oracle.judge(event)
     assert oracle.n_compared > 1000
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kv,tolerance", [("f32", SCORE_TOLERANCE), ("q8_0", 0.1), ("q4_0", 0.8)])
+def test_distance_preferences_of_other_models(make_gguf, arch: str, kv: str, tolerance) -> None:
+    """Both orders of pairs, and rows that a quantised cache rotates once more to store them."""
+    path = make_gguf(arch=arch, n_head=6, n_head_kv=2, head_dim=64, n_ctx_train=1024)
+    tokens = random_tokens(180, seed=1)
+    run = run_engine(path, tokens, 23, kv, kv != "f32", {"policy": "triattention"})
+    oracle = PolicyOracle(run, "triattention", 16)
+    oracle.tolerance = tolerance
+    for event in run.traces:
+        if (
+            kv == "f32" or event.i_compression == 0
+        ):  # later keys come from other kept rows' attention
+            oracle.judge(event)
+    assert oracle.n_compared > (1000 if kv == "f32" else 50)
 
 
 @pytest.mark.parametrize("policy", ["loss", "mass", "rkv", "streaming"])
@@ -273,7 +308,7 @@ def test_adaptive_heads_on_demo_problems(demo_f32, index: int) -> None:
         for _ in range(100):
             tokens.append(int(np.argmax(logits[-1][-1])))
             logits.append(engine.decode(tokens[-1:]))
-        run = Run(np.concatenate(logits), tokens, engine.traces, NumpyModel(demo_f32))
+        run = Run(np.concatenate(logits), tokens, engine.traces, NumpyModel(demo_f32), demo_f32)
     oracle = PolicyOracle(run, "rkv", buffer)
     n_head_kv = run.model.n_head_kv
     changed = False

@@ -107,8 +107,8 @@ BAD_BODIES = [
     (with_config(layers=[64] * 6), "tables of budgets are not taken"),
     (with_config(head_budgets=[64] * 24), "tables of budgets are not taken"),
     (with_config(layers="wave"), "needs a profile"),
-    (with_config(profile="/etc/passwd"), "profile must be an object"),
-    (with_config(profile={}), "profile: the field 'architecture' is missing"),
+    (with_config(profile="/etc/passwd"), "profile: '/etc/passwd' is not of type 'object'"),
+    (with_config(profile={}), "profile: 'format_version' is a required property"),
     (with_config(protect_prompt=[1]), "protect_prompt = [1] must be a whole number"),
 ]
 

@@ -78,7 +78,18 @@ def head_arrays(head: reference.Head) -> c.ra_head_arrays:
         pos=as_array(head.pos, c.c_int32),
         bias=as_array(head.bias, c.c_float),
         state=as_array(head.state, c.c_float),
+        **centre_arrays(head),
     )
+
+
+def centre_arrays(head: reference.Head) -> dict[str, object]:
+    """The rotation of keys and the query centres, where the head has them."""
+    if head.rope is None:
+        return {}
+    freq = as_array(head.rope.freq, c.c_float)
+    rope = c.ra_rope(head.rope.n_rot, head.rope.offset, head.rope.is_neox, freq)
+    centres = as_array(head.centres, c.c_float)
+    return {"rope": ctypes.pointer(rope), "centres": centres, "n_centres": head.centres.size}
 
 
 def library_scores(policy: str, case: Case) -> np.ndarray:
@@ -162,6 +173,28 @@ def make_state(rng: np.random.Generator, policy: str, n_kv: int, n_new: int) -> 
     return state
 
 
+def add_centres(draw: st.DrawFn, rng: np.random.Generator, head: reference.Head) -> None:
+    """RoPE of any kind, partial and scaled, and centres from sharp to none."""
+    n_group, head_dim = head.q.shape[1:]
+    n_rot = 2 * draw(st.integers(0, head_dim // 2))
+    freq = 10000.0 ** (-np.arange(n_rot // 2) / max(n_rot // 2, 1))
+    if draw(st.booleans()):  # factors of llama 3 or longrope, the ramp of YaRN: any numbers
+        freq = freq * rng.uniform(0.02, 1.0, len(freq))
+    head.rope = reference.Rope(
+        n_rot,
+        offset=draw(st.sampled_from([0, head_dim - n_rot])),
+        is_neox=draw(st.booleans()),
+        freq=freq.astype(np.float32).astype(np.float64),
+    )
+    mean = rng.standard_normal((n_group, head_dim)) * draw(st.sampled_from([0.0, 1.0, 5.0]))
+    real, imag = head.rope.pairs
+    moduli = np.zeros((n_group, head_dim // 2))
+    moduli[:, : len(freq)] = np.hypot(mean[:, real], mean[:, imag])
+    moduli[:, : len(freq)] += draw(st.sampled_from([0.0, 2.0])) * rng.random((n_group, len(freq)))
+    centres = np.concatenate([mean, moduli], axis=1)
+    head.centres = centres.astype(np.float32).astype(np.float64)
+
+
 @st.composite
 def cases(draw: st.DrawFn, policy: str = "rkv") -> Case:
     """Heads of all shapes; the numbers come from a drawn seed."""
@@ -196,6 +229,8 @@ def cases(draw: st.DrawFn, policy: str = "rkv") -> Case:
         seed=draw(st.integers(0, 2**64 - 1)),
     )
     head.n_sink = draw(st.integers(0, 6))
+    if policy == "triattention":
+        add_centres(draw, rng, head)
     return Case(
         head,
         n_window,
@@ -218,6 +253,16 @@ def tolerance(policy: str, case: Case, scores: np.ndarray) -> np.ndarray:
         absolute *= 5 + len(case.head.q)
     if policy in ("mass", "loss"):  # times a distance of up to 20, and up to 2
         absolute *= 40
+    if policy == "triattention":  # differences in units that may be small beside the numbers
+        numbers, terms = reference.trig_scores(case.head)
+        deviation = numbers.std(axis=1)
+        ratio = deviation / np.maximum(np.abs(numbers.mean(axis=1)), 1e-30)
+        assume(not ((ratio > 1e-6) & (ratio < 1e-4)).any())
+        largest = terms.max(axis=1)[deviation > 0]
+        absolute += 2e-6 * (largest / deviation[deviation > 0]).max(initial=0.0)
+        return np.full_like(scores, absolute) + 2 * absolute * np.abs(
+            np.where(np.isfinite(scores), scores, 0.0)
+        )
     if policy == "keydiff":  # divided by the norm of a mean that may nearly cancel
         mean = reference.unit_keys(case.head.k).mean(axis=0)
         absolute /= max(np.linalg.norm(mean), reference.MIN_MEAN_NORM) ** 2

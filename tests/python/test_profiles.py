@@ -263,7 +263,12 @@ def test_the_schema_and_the_class_agree() -> None:
     schema = json.loads((profiles_folder() / "schema" / "profile.schema.json").read_text())
     assert set(schema["required"]) == GOOD.to_json().keys()
     recommendation = Recommendation(0.1, "rkv", 64, 16, 4, 8, "f16", 0.05, 0.09, 500, "0.1", "c")
-    more = {"horizon": 128, "recommendation": recommendation, "head_error": CURVES}
+    more = {
+        "horizon": 128,
+        "recommendation": recommendation,
+        "head_error": CURVES,
+        "centres": bytes(8),
+    }
     whole = dataclasses.replace(GOOD, **more).to_json()
     assert schema["properties"].keys() == whole.keys()
     inner = schema["properties"]["recommendation"]

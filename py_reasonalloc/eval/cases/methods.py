@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ...engine.errors import ConfigError
 from ...profile.files import Profile, load_profile
 from ...profile.lookup import shipped_profiles
+from ...session.centres import needs_centres
 from ...session.config import (
     OPTIONS,
     BudgetConfig,
@@ -214,10 +215,11 @@ def setup_of(arm: Arm, common: Common) -> Setup:
         "protect_prompt": common.n_protect if common.n_protect > 0 else "off",
     }
     fields |= METHODS.get(name, {}) | options
-    if fields.get("layers") in PROFILED and "profile" not in fields:
+    asks = fields.get("layers") in PROFILED or needs_centres(fields["policy"])
+    if asks and "profile" not in fields:
         if common.profile is None:
             raise ConfigError(
-                f"{arm.method} needs a layer profile, and none fits the model: measure one with "
+                f"{arm.method} needs a profile, and none fits the model: measure one with "
                 "reasonalloc-profile MODEL --cache, or pass --profile FILE"
             )
         fields["profile"] = common.profile
@@ -232,8 +234,11 @@ def profile_of(method: str) -> str | None:
 
     None: it uses none. The label is not checked: it may be of a method that is not known here.
     """
-    options = dict(pair.split("=", 1) for pair in method.split("+") if "=" in pair)
-    return options.get("profile", "") if layers_of(method) in PROFILED else None
+    name, *pairs = method.split("+")
+    options = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    fields = {"policy": name} | METHODS.get(name, {}) | options
+    asks = fields.get("layers") in PROFILED or needs_centres(fields["policy"])
+    return fields.get("profile", "") if asks else None
 
 
 def layers_of(method: str) -> str | None:
@@ -244,17 +249,22 @@ def layers_of(method: str) -> str | None:
 
 
 def profile_digest(setup: Setup) -> str | None:
-    """Return 16 hexadecimal digits that name the profile that splits a cache; None: none does.
+    """Return 16 hexadecimal digits that name the profile a cache works by; None: by none.
 
-    Of what the split depends on: the same curve measured again is the same profile.
+    Of what the cache depends on: the same curve measured again is the same profile.
     """
     config = setup.config
-    if config is None or config.layers not in PROFILED or not isinstance(config.profile, Profile):
+    if config is None or not isinstance(config.profile, Profile):
         return None
     profile = config.profile
+    values: list[Any] = []
     if config.layers == "error" and profile.head_error is not None:
-        values: list[Any] = [profile.head_error.to_json()]
-    else:
-        values = [round(demand, 6) for demand in profile.demand]
+        values.append(profile.head_error.to_json())
+    elif config.layers == "wave":
+        values += [round(demand, 6) for demand in profile.demand]
         values += [profile.gamma, profile.clip_lo, profile.clip_hi]
+    if needs_centres(config.policy):
+        values.append(hashlib.sha256(profile.centres).hexdigest())
+    if not values:
+        return None
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...engine.errors import ConfigError, ReasonAllocError
-from ...profile.files import FORMAT_VERSION, Profile
+from ...profile.files import profile_from_json
 from ...session.config import MAX_TOKENS, BudgetConfig, check_float, check_int, kv_type_id
 from ...session.generate import Sampling
 from ..cases.methods import Setup
@@ -100,23 +100,11 @@ def setup_from_json(value: Mapping[str, Any], max_ctx: int) -> Setup:
         raise ConfigError("config: tables of budgets are not taken from a request")
     profile = config["profile"]
     budget_config = BudgetConfig(
-        **{**config, "profile": None if profile is None else _profile_from_json(profile)}
+        **{**config, "profile": None if profile is None else profile_from_json(profile, "profile")}
     )
     if budget_config.budget + budget_config.buffer > 2 * max_ctx:
         raise ConfigError(f"budget + buffer = more than twice the model's context of {max_ctx}")
     return Setup(budget_config, kv_type)
-
-
-def _profile_from_json(value: Any) -> Profile:
-    names = {*Profile.__dataclass_fields__, "format_version"} - {"source", "recommendation"}
-    if isinstance(value, dict) and "horizon" not in value:
-        names.remove("horizon")  # a profile measured step by step has none
-    _check_names("profile", value, names)
-    if value["format_version"] != FORMAT_VERSION:
-        raise ConfigError(f"profile: format_version must be {FORMAT_VERSION}")
-    tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    del tuples["format_version"]
-    return Profile(**tuples)
 
 
 def _check_names(what: str, value: Any, names: Collection[str]) -> None:
