@@ -68,15 +68,24 @@ static void ra_cache_forget_window(ra_cache * c, int32_t pos) {
     }
 }
 
+static void ra_cache_forget_evicted(ra_cache * c) {
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        for (int32_t ih = 0; ih < c->layers[il].n_head_kv; ++ih) {
+            c->layers[il].n_evicted[ih] = 0;
+        }
+    }
+    c->n_evicted   = 0;
+    c->min_evicted = INT32_MAX;
+}
+
 void ra_cache_clear(ra_cache * c) {
     for (int32_t il = 0; il < c->n_layer; ++il) {
         ra_layer * l      = &c->layers[il];
         int32_t    offset = 0;
         for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
-            l->budget[ih]    = l->initial[ih];
-            l->offset[ih]    = offset;
-            l->used[ih]      = 0;
-            l->n_evicted[ih] = 0;
+            l->budget[ih] = l->initial[ih];
+            l->offset[ih] = offset;
+            l->used[ih]   = 0;
             offset += l->budget[ih] + c->settings.cfg.buffer;
         }
         l->is_planned   = false;
@@ -87,9 +96,8 @@ void ra_cache_clear(ra_cache * c) {
     }
     c->n_pos          = 0;
     c->peak_tokens    = 0;
-    c->min_evicted    = INT32_MAX;
     c->n_compressions = 0;
-    c->n_evicted      = 0;
+    ra_cache_forget_evicted(c);
     for (int32_t i = 0; i < c->n_ring; ++i) {
         c->window_pos[i] = -1;
     }
@@ -167,6 +175,9 @@ void ra_cache_truncate(ra_cache * c, int32_t pos) {
             is_empty = is_empty && l->used[ih] == 0;
         }
         l->n_pos_scored = pos < l->n_pos_scored ? pos : l->n_pos_scored;
+    }
+    if (pos <= c->min_evicted) {
+        ra_cache_forget_evicted(c); // all of it was in the tail
     }
     ra_cache_forget_window(c, pos);
     c->n_pos = is_empty ? 0 : (pos < c->n_pos ? pos : c->n_pos);

@@ -52,7 +52,7 @@ typedef struct ra_cache {
     int32_t n_pos;          /* last position + 1; 0 when empty */
     int32_t n_protect;
     int32_t peak_tokens;
-    int32_t min_evicted; /* smallest evicted position since the last clear; INT32_MAX: none */
+    int32_t min_evicted; /* smallest position that counts as evicted; INT32_MAX: none */
     int64_t n_compressions;
     int64_t n_evicted;
     int64_t n_tokens_total;
@@ -103,7 +103,8 @@ int32_t ra_cache_longest_head(const ra_cache * c, int32_t il);
 void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n);
 
 /* Drops the tokens at positions >= pos from every head. Below pos nothing may have been evicted
- * (pos <= min_evicted), or pos must be where the last append began. */
+ * (pos <= min_evicted), or pos must be where the last append began. In the former case nothing counts
+ * as evicted any more. */
 void ra_cache_truncate(ra_cache * c, int32_t pos);
 
 /* First position p such that every head holds all of [p, n_pos); -1 when empty. */

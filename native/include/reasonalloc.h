@@ -245,7 +245,8 @@ typedef struct ra_stats {
                              * the first decode on; they grow only for a head that
                              * ra_set_head_budgets() makes longer than any before */
     int64_t kv_bytes_full;  /* what the stock cache's rows for n_pos tokens take */
-    int64_t n_evicted;      /* (token, head) entries evicted since the last clear */
+    int64_t n_evicted;      /* (token, head) entries evicted since the last clear; those of a tail
+                             * that was dropped since do not count */
     int64_t n_entries;      /* (token, head) entries held now */
     int64_t n_compressions; /* since the last clear */
     int64_t compress_us;    /* time spent in them */
@@ -261,7 +262,7 @@ typedef struct ra_head_stats {
     int32_t capacity;  /* tokens that its segment can hold: budget + buffer */
     int32_t used;      /* tokens held now */
     int32_t offset;    /* first row of its segment in the layer's pool */
-    int64_t n_evicted; /* since the last clear */
+    int64_t n_evicted; /* as in ra_stats */
 } ra_head_stats;
 
 /* Fills *st for head ih of layer il. */

@@ -68,12 +68,16 @@ ra_status ra_check_type(const char * name, int32_t type, uint32_t head_dim) {
         case GGML_TYPE_F16:
         case GGML_TYPE_BF16:
         case GGML_TYPE_Q8_0:
-        case GGML_TYPE_Q4_0: break;
+        case GGML_TYPE_Q5_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_IQ4_NL: break;
         default:
             return ra_error(
                 RA_STATUS_UNSUPPORTED,
                 "cache type %s of %s is not supported with a budget: use f32, f16, "
-                "bf16, q8_0 or q4_0",
+                "bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl",
                 type >= 0 && type < GGML_TYPE_COUNT ? ggml_type_name((ggml_type) type) : "?", name);
     }
     if (head_dim % ggml_blck_size((ggml_type) type) != 0) {

@@ -18,7 +18,7 @@ import click
 from .. import __version__
 from ..bench.shapes import SHAPES, check_shape_name
 from ..engine.errors import ComputeError, ConfigError
-from ..output.console import EXIT_INTERRUPTED, run_command
+from ..output.console import EXIT_INTERRUPTED, open_library, run_command, threads_option
 
 if TYPE_CHECKING:
     from ..bench.measure import Row, Settings
@@ -90,7 +90,7 @@ _MAX_TOKENS = 1 << 20
     help=f"Lengths of prompts to read.  [default: {_DEFAULTS['prompts']}]",
 )
 @click.option("--repeat", type=click.IntRange(1, 100), help="Repetitions.  [default: 3]")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all]")
+@threads_option(default="  [default: all]")
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
@@ -160,9 +160,7 @@ def _numbers(name: str, text: str, low: int) -> tuple[int, ...]:
 
 def _settings(arguments: dict[str, Any]) -> Settings:
     """Return what to measure; writes the model if it is not there yet."""
-    from ..engine.library import load_library
-
-    load_library()  # before anything else needs llama_cpp: its errors say what to do
+    open_library()
     from ..bench.llama_bench import check_binary
     from ..bench.measure import PARTS, SPLITS, Settings, budget_arms
     from ..bench.models import open_model

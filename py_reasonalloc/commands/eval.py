@@ -16,7 +16,7 @@ import click
 
 from .. import __version__
 from ..engine.errors import ConfigError
-from ..output.console import run_command
+from ..output.console import open_library, run_command, threads_option
 from .eval_fidelity import fidelity_command
 from .eval_report import report_command
 from .eval_serve import serve_command
@@ -107,10 +107,14 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Per problem."
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of sampling and random eviction."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of sampling and random eviction.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: 1]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each process.")
+@threads_option(" of each process")
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
@@ -140,15 +144,15 @@ def main(**arguments: Any) -> int:
         raise ConfigError("no model: pass a GGUF file, or demo")
     if arguments["output"] is None:
         raise ConfigError("nowhere to write the results to: pass -o FILE.jsonl")
-    from ..engine.library import load_library
-
-    load_library()  # before anything else needs llama_cpp: its errors say what to do
+    open_library()
     from ..eval.decode.plan import make_plan
     from ..eval.remote.servers import check_servers, read_servers
     from ..eval.results.file import ResultsFile, read_results
     from .eval_report import print_report
 
     path = Path(arguments["output"])
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: not a regular file: results are read back from it")
     servers = None if arguments["servers"] is None else read_servers(arguments["servers"])
     there = read_results(path, keep_texts=False) if path.exists() else None
     plan = make_plan(arguments, there if there is not None and there.rows else None)

@@ -10,6 +10,7 @@ import os
 import click
 
 from .. import __version__
+from ..output.console import open_library, threads_option
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,7 +23,7 @@ from .. import __version__
     show_default=True,
     help="0: any that is free.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]")
+@threads_option(default="  [default: all]")
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
@@ -43,9 +44,7 @@ def serve_command(
     server with the full cache, one text at a time. There are no passwords: whoever can reach the
     port can use it. Ctrl-C ends it.
     """
-    from ..engine.library import load_library
-
-    load_library()
+    open_library()
     from ..engine.log import LogCapture
     from ..eval.remote.http_server import ModelServer
     from ..task.shipped import model_path

@@ -16,7 +16,8 @@ import click
 
 from .. import __version__
 from ..engine.errors import ConfigError
-from ..output.console import EXIT_FAILURE, run_command
+from ..engine.usertext import path_text
+from ..output.console import EXIT_FAILURE, open_library, run_command, threads_option
 from ..task.shipped import model_path
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ RECOMMEND_KL = 0.1
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=click.Path(), help="Profile to write.")
 @click.option(
-    "--prompts", "prompt_file", type=click.Path(), help="Probe prompts, one per line, at most 8."
+    "--prompts",
+    "prompt_file",
+    type=click.Path(),
+    help="File of probe prompts, UTF-8, one per line, at most 8; -: standard input.",
 )
 @click.option(
     "--steps", type=int, default=512, show_default=True, help="Most tokens to decode per prompt."
@@ -51,7 +55,7 @@ RECOMMEND_KL = 0.1
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--temp", type=float, default=0.6, show_default=True, help="Temperature; 0: greedy.")
 @click.option("--raw", is_flag=True, help="Do not apply the model's chat template.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@threads_option()
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
@@ -110,9 +114,7 @@ def main(**arguments: Any) -> int:
 
 
 def _calibrate(arguments: dict[str, Any]) -> int:
-    from ..engine.library import load_library
-
-    load_library()  # before anything else needs llama_cpp: its errors say what to do
+    open_library()
     from ..engine.identity import read_identity
     from ..profile.lookup import save_to_cache
     from ..profile.plot import save_picture, terminal_plot
@@ -142,7 +144,7 @@ def _calibrate(arguments: dict[str, Any]) -> int:
         from ..fidelity.recommend import check_target
 
         check_target(_target(arguments))
-    name = identity.families[0] if output is None else Path(output).stem
+    name = identity.families[0] if output is None else path_text(Path(output).stem)
     profile = measure(model, prompts, settings, name, _command(arguments))
     is_missing = False
     if arguments["recommend"]:
@@ -189,10 +191,10 @@ def _recommend(arguments: dict[str, Any], profile: Profile) -> Profile:
 
 def _command(arguments: dict[str, Any]) -> str:
     """Return the command that measures this profile, file names without their folders."""
-    words = ["reasonalloc-profile", Path(arguments["model"]).name]
+    words = ["reasonalloc-profile", path_text(Path(arguments["model"]).name)]
     for option, name in (("-o", "output"), ("--prompts", "prompt_file")):
         if arguments[name] is not None:
-            words += [option, Path(arguments[name]).name]
+            words += [option, path_text(Path(arguments[name]).name)]
     words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
     if arguments["horizon"] > 0:
         words.append(f"--horizon={arguments['horizon']}")

@@ -91,7 +91,7 @@ class _Header:
         init = self._function("gguf_init_from_file", ctypes.c_void_p)
         init.argtypes = [ctypes.c_char_p, _InitParams]
         with LogCapture(forward=False) as log:
-            self._gguf = init(self._path.encode("utf-8"), _InitParams(True, None))
+            self._gguf = init(os.fsencode(self._path), _InitParams(True, None))
         if not self._gguf:
             raise load_failure(self._path, log)
         return self

@@ -22,6 +22,8 @@ BINDINGS_VERSION = "0.3.36"
 
 #: Local version of the entry llama-cpp-python that this package installs with itself.
 OWN_BINDINGS = "+reasonalloc"
+#: GGML_MAX_N_THREADS: ggml crashes or hangs with more.
+MAX_THREADS = 512
 
 _REINSTALL = (
     "pip install --force-reinstall --no-deps PATH, where PATH is ReasonAlloc's folder or wheel file"

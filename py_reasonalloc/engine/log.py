@@ -126,7 +126,9 @@ class _Relay:
         mine = [capture for owner, capture in captures if owner == thread]
         mine = mine or [capture for _, capture in captures if capture.all_threads]
         if all(capture.receive(level, text) for capture in reversed(mine)) and self._former:
-            self._former(level, text, self._former_data)
+            # the bindings' callback takes nothing but UTF-8, and metadata may be anything
+            shown = text.decode("utf-8", errors="replace").encode("utf-8")
+            self._former(level, shown, self._former_data)
 
 
 def _address(callback: Any) -> int | None:

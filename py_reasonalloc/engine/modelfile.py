@@ -1,16 +1,19 @@
-"""Model files: what can be told without their weights, and prompts in the model's tokens."""
+"""Model files: what can be told without their weights."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, ModelFileError
+from .errors import ModelFileError
 from .log import LogCapture
+
+#: Longest context that llama.cpp can count, tokens.
+MAX_CONTEXT = 2**31 - 1
 
 # what llama.cpp says when a file ends before its header or its tensors do
 _SIGNS_OF_DAMAGE = (
@@ -21,8 +24,19 @@ _SIGNS_OF_DAMAGE = (
 )
 
 
-def check_model_file(path: str | os.PathLike[str]) -> str:
-    """Return the path as text if it names something that starts like a GGUF.
+class NativePath(str):
+    """A path whose ``encode()`` gives its bytes on disk: the bindings hand those to llama.cpp.
+
+    On POSIX a name is bytes, and need not be text in any encoding.
+    """
+
+    def encode(self, *_: object) -> bytes:
+        """Return what the file system calls it."""
+        return os.fsencode(str(self))
+
+
+def check_model_file(path: str | os.PathLike[str]) -> NativePath:
+    """Return the path if it names something that starts like a GGUF.
 
     Raises
     ------
@@ -42,7 +56,7 @@ def check_model_file(path: str | os.PathLike[str]) -> str:
     if head != b"GGUF":
         found = f"it starts with {head!r}" if head else "it is empty"
         raise ModelFileError(f"{file}: not a GGUF file ({found})")
-    return str(file)
+    return NativePath(file)
 
 
 def load_failure(path: str, log: LogCapture) -> ModelFileError:
@@ -79,69 +93,55 @@ def open_vocabulary(path: str | os.PathLike[str], verbose: bool = False) -> Iter
         except ValueError:
             raise load_failure(name, log) from None
     with contextlib.closing(model):
+        if model.vocab_type() == bindings.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelFileError(
+                f"{path}: the file has no tokenizer: no text can be given to the model"
+            )
         yield model
 
 
+def metadata_value(model: Any, key: str) -> bytes | None:
+    """Return a value of a model's metadata as llama.cpp spells it; None: it has no such key."""
+    from llama_cpp import llama_cpp as bindings
+
+    name, size = key.encode("utf-8", errors="surrogateescape"), 1024
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = bindings.llama_model_meta_val_str(model.model, name, buffer, size)
+        if n < size:
+            return None if n < 0 else buffer.raw[:n]
+        size = n + 1
+
+
 def trained_context(model: Any) -> int:
-    """Return the context that a model was trained with, in tokens (0 if its file does not say)."""
-    n_ctx = int(model.n_ctx_train())
-    if n_ctx > 0:
-        return n_ctx
-    metadata = model.metadata()
-    return int(metadata.get(f"{metadata.get('general.architecture')}.context_length", 0))
+    """Return the context that a model was trained with, in tokens.
+
+    0 if its file does not say, or says what cannot be: see `context_fault`.
+    """
+    n_ctx = _context_in_file(model) or 0
+    return n_ctx if n_ctx <= MAX_CONTEXT else 0
 
 
-def encode_prompt(model: Any, text: str, raw: bool = False) -> list[int]:
-    """Turn a user's text into tokens.
+def context_fault(path: str | os.PathLike[str], model: Any, advice: str) -> str:
+    """Return what is wrong with the length in the file of a model that has no `trained_context`.
 
     Parameters
     ----------
-    model : llama_cpp._internals.LlamaModel
-        With its vocabulary loaded.
-    text : str
-        What the user wrote.
-    raw : bool
-        Leave out the model's chat template. A model without one is always raw.
-
-    Raises
-    ------
-    ConfigError
-        The text is empty, or the chat template cannot be applied to it.
+    advice : str
+        How to give a length instead, where that helps.
     """
-    from llama_cpp import llama_cpp as bindings
-
-    if not text.strip():
-        raise ConfigError("the prompt is empty")
-    template = None if raw else bindings.llama_model_chat_template(model.model, None)
-    if template is None:
-        tokens = model.tokenize(text.encode("utf-8"), add_bos=True, special=True)
-    else:
-        text = _apply_template(model, template.decode("utf-8", errors="replace"), text)
-        tokens = model.tokenize(text.encode("utf-8"), add_bos=False, special=True)
-    if not tokens:
-        raise ConfigError("the prompt has no tokens in this model's vocabulary")
-    return list(tokens)
+    n_ctx = _context_in_file(model)
+    if n_ctx is None:
+        return f"{path}: the file is damaged: it has no {_context_key(model)}"
+    fault = f"{_context_key(model)} = {n_ctx} cannot be the length of a context"
+    return f"{path}: {fault}: {advice}"
 
 
-@functools.lru_cache(maxsize=8)
-def _formatter(template: str, eos_token: str, bos_token: str) -> Any:
-    """Return the compiled template: an evaluation uses it for hundreds of prompts."""
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    return Jinja2ChatFormatter(template=template, eos_token=eos_token, bos_token=bos_token)
+def _context_key(model: Any) -> str:
+    architecture = metadata_value(model, "general.architecture") or b"?"
+    return f"{architecture.decode('utf-8', errors='replace')}.context_length"
 
 
-def _apply_template(model: Any, template: str, text: str) -> str:
-    import jinja2
-
-    def symbol(token: int) -> str:
-        return str(model.token_get_text(token)) if token >= 0 else ""
-
-    try:
-        formatter = _formatter(template, symbol(model.token_eos()), symbol(model.token_bos()))
-        return str(formatter(messages=[{"role": "user", "content": text}]).prompt)
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"the model's chat template failed ({reason}): pass --raw to go without it"
-        ) from None
+def _context_in_file(model: Any) -> int | None:
+    value = metadata_value(model, _context_key(model))
+    return int(value) if value is not None and value.isdigit() else None

@@ -27,7 +27,7 @@ class HeadStats(NamedTuple):
     offset : int
         First row of its segment in the layer's pool.
     n_evicted : int
-        Since the cache was last cleared.
+        Since the cache was last cleared; tokens of a tail that was dropped do not count.
     """
 
     budget: int
@@ -58,7 +58,8 @@ class KVStats:
     kv_bytes_full : int
         K and V rows of n_pos tokens in the stock cache.
     n_entries, n_evicted : int
-        (token, head) entries held now, and evicted since the last clear.
+        (token, head) entries held now, and evicted since the last clear (those of a tail that was
+        dropped do not count).
     n_compressions, compress_us : int
         Since the last clear; microseconds.
     n_tokens_total : int
@@ -169,6 +170,18 @@ def read_stats(ctx: int, n_layer: int) -> KVStats:
     )
     values = {name: getattr(native, name) for name, _ in c.ra_stats._fields_ if name != "size"}
     return KVStats(**values, layers=layers, _positions=positions)
+
+
+def read_held_prefix(ctx: int, n_layer: int) -> int:
+    """Return how many of the first positions every head still holds, without a gap."""
+    shortest = int(engine_stats(ctx).n_pos)
+    for il in range(n_layer):
+        for ih in range(c.ra_n_head_kv(ctx, il)):
+            positions = _positions(ctx, il, ih, _head_stats(ctx, il, ih).used)
+            in_place = positions == np.arange(len(positions))
+            n = len(in_place) if in_place.all() else int(in_place.argmin())
+            shortest = min(shortest, n)
+    return shortest
 
 
 def _head_stats(ctx: int, il: int, ih: int) -> HeadStats:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..engine.errors import ConfigError, ProfileError
 from ..engine.identity import read_identity
+from ..engine.usertext import path_text
 from ..profile.files import Profile
 from ..profile.lookup import resolve_profile, save_to_cache
 from ..session.config import BudgetConfig
@@ -71,7 +72,7 @@ def _calibrate(options: RunOptions) -> Profile:
     )
     identity = read_identity(options.model)
     prompts = default_prompts(identity, settings.sampling.seed)[:QUICK_PROMPTS]
-    command = f"reasonalloc-run {options.model.name} --profile {CALIBRATE}"
+    command = f"reasonalloc-run {path_text(options.model.name)} --profile {CALIBRATE}"
     profile = measure(options.model, prompts, settings, identity.families[0], command)
     path = save_to_cache(profile, identity)
     return dataclasses.replace(profile, source=str(path))

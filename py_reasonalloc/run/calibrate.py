@@ -34,7 +34,8 @@ from ..engine import ggml
 from ..engine.errors import ConfigError, ContextFullError, UnsupportedError, error_from_status
 from ..engine.identity import ModelIdentity, read_identity
 from ..engine.log import LogCapture
-from ..engine.modelfile import encode_prompt, open_vocabulary, trained_context
+from ..engine.modelfile import open_vocabulary, trained_context
+from ..engine.prompts import encode_prompt
 from ..profile.files import Profile
 from ..session.config import BudgetConfig, check_float, check_int, kv_type_id
 from ..session.generate import Generation, Sampling

@@ -75,16 +75,16 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
         The run itself would be refused.
     """
     stock = dataclasses.replace(options, config=None)
-    with _open(stock, plan.n_longest) as llama:
+    with _open(stock, plan, plan.n_longest) as llama:
         full = llama.memory_use()
     if options.config is None:
-        with _open(options, plan.n_ctx) as llama:
+        with _open(options, plan, plan.n_ctx) as llama:
             use = llama.memory_use()
         kv_bytes, window_bytes = use.context_bytes, 0
         layer_bytes: tuple[int, ...] = ()
         capacity: tuple[tuple[int, ...], ...] = ()
     else:
-        with _open(options, plan.n_ctx) as llama:
+        with _open(options, plan, plan.n_ctx) as llama:
             use = llama.memory_use()
             stats = llama.kv_stats()
         kv_bytes, window_bytes = stats.kv_bytes, stats.window_bytes
@@ -112,5 +112,5 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
     )
 
 
-def _open(options: RunOptions, n_ctx: int) -> _EmptyLlama:
-    return _EmptyLlama(**session_arguments(options, n_ctx), use_mmap=False)
+def _open(options: RunOptions, plan: Plan, n_ctx: int) -> _EmptyLlama:
+    return _EmptyLlama(**session_arguments(options, plan, n_ctx), use_mmap=False)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import ConfigError, ContextFullError
-from ..engine.modelfile import encode_prompt, open_vocabulary, trained_context
+from ..engine.errors import ConfigError, ContextFullError, ModelFileError
+from ..engine.modelfile import MAX_CONTEXT, context_fault, open_vocabulary, trained_context
+from ..engine.prompts import encode_prompt
 from ..session.config import BudgetConfig, kv_type_id
-from ..session.generate import Sampling
+from ..session.steering import Sampling
+from ..session.thinking import ThinkLimit
+from .rope import Rope
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,14 @@ class RunOptions:
         Layers on a GPU; -1: all.
     sampling : Sampling
         How tokens are drawn.
+    think : ThinkLimit or None
+        How long the model may think; None: as long as it likes.
+    rope : Rope
+        How positions are scaled.
     raw : bool
         Leave out the chat template.
+    template_variables : mapping
+        What the chat template gets beside the message.
     trace : Path or None
         File to write every compression to; needs a budget.
     recommended_by : str or None
@@ -59,7 +69,10 @@ class RunOptions:
     n_threads: int = 0
     n_gpu_layers: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    think: ThinkLimit | None = None
+    rope: Rope = field(default_factory=Rope)
     raw: bool = False
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
     trace: Path | None = None
     recommended_by: str | None = None
     verbose: bool = False
@@ -77,11 +90,14 @@ class Plan:
         Context to make, tokens.
     n_longest : int
         Tokens that prompt and text can reach together.
+    rope : dict
+        Arguments of `llama_cpp.Llama` that scale positions.
     """
 
     prompt: tuple[int, ...]
     n_ctx: int
     n_longest: int
+    rope: dict[str, Any] = field(default_factory=dict)
 
 
 def plan_run(options: RunOptions, text: str | None) -> Plan:
@@ -95,21 +111,31 @@ def plan_run(options: RunOptions, text: str | None) -> Plan:
     Raises
     ------
     ConfigError
-        Empty prompt, context longer than trained, unknown cache type, protected prompt too long.
+        Empty prompt, context longer than trained and positions not scaled, unknown cache type,
+        protected prompt too long.
     ContextFullError
         The prompt leaves no room in the context.
     ModelFileError
-        The file is not a model.
+        The file is not a model, or does not say how long its context is and `options` neither.
     """
     kv_type_id(options.kv_type)
+    rope = options.rope
     with open_vocabulary(options.model, options.verbose) as model:
         n_trained = trained_context(model)
-        prompt = () if text is None else tuple(encode_prompt(model, text, options.raw))
-    if options.n_ctx > n_trained > 0:
+        if n_trained == 0 and options.n_ctx == 0:
+            raise ModelFileError(context_fault(options.model, model, "pass --ctx N"))
+        prompt: tuple[int, ...] = ()
+        if text is not None:
+            prompt = tuple(encode_prompt(model, text, options.raw, options.template_variables))
+        n_ctx = options.n_ctx or n_trained
+        scaled = rope.arguments(model, n_trained, n_ctx)
+    if n_ctx > n_trained > 0 and not rope.stretches:
         raise ConfigError(
-            f"ctx = {options.n_ctx} is out of range: the model was trained for {n_trained} tokens"
+            f"ctx = {options.n_ctx} is out of range: the model was trained for {n_trained} tokens; "
+            "--rope-scaling yarn (or linear, or --rope-freq-base, --rope-freq-scale) goes beyond"
         )
-    n_ctx = options.n_ctx or n_trained
+    if n_ctx > MAX_CONTEXT:
+        raise ConfigError(f"ctx = {n_ctx} is out of range: must be 1 to {MAX_CONTEXT}")
     if len(prompt) >= n_ctx:
         raise ContextFullError(
             f"the prompt has {len(prompt)} tokens, but the context ends at {n_ctx}: shorten it"
@@ -119,11 +145,11 @@ def plan_run(options: RunOptions, text: str | None) -> Plan:
         n_longest = min(n_ctx, len(prompt) + options.max_tokens)
     if options.config is None and options.n_ctx == 0:
         n_ctx = n_longest  # a stock cache is allocated whole
-    return Plan(prompt, n_ctx, n_longest)
+    return Plan(prompt, n_ctx, n_longest, scaled)
 
 
-def session_arguments(options: RunOptions, n_ctx: int) -> dict[str, Any]:
-    """Return the arguments of `ReasonLlama` for a run."""
+def session_arguments(options: RunOptions, plan: Plan, n_ctx: int) -> dict[str, Any]:
+    """Return the arguments of `ReasonLlama` for a run in a context of that many tokens."""
     arguments: dict[str, Any] = {
         "model_path": options.model,
         "budget": options.config,
@@ -132,6 +158,7 @@ def session_arguments(options: RunOptions, n_ctx: int) -> dict[str, Any]:
         "type_k": options.kv_type,
         "type_v": options.kv_type,
         "verbose": options.verbose,
+        **plan.rope,
     }
     if options.n_threads > 0:
         arguments["n_threads"] = arguments["n_threads_batch"] = options.n_threads

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from ..engine.errors import ConfigError
 from ..engine.identity import ModelIdentity
+from ..engine.usertext import read_text
 
 #: More do not change a profile (ReasonAlloc, arXiv 2606.11164).
 MAX_PROMPTS = 8
@@ -45,23 +45,14 @@ def default_prompts(identity: ModelIdentity, seed: int) -> tuple[str, ...]:
 
 
 def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read prompts from a file, one per line; empty lines do not count.
+    """Read prompts from a file (``-``: standard input), one per line; empty lines do not count.
 
     Raises
     ------
     ConfigError
         It cannot be read, or holds no prompt or more than `MAX_PROMPTS`.
     """
-    try:
-        with Path(path).open("rb") as stream:
-            data = stream.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes")
-        lines = data.decode("utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
+    lines = read_text(path, "list", _MAX_FILE_BYTES).split("\n")
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ConfigError(f"{path}: holds no prompt")

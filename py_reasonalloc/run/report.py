@@ -42,7 +42,8 @@ def summary(report: dict[str, Any], asked: str | None = None) -> str:
     lines = [
         f"[{report['n_prompt']} prompt tokens in {report['prompt_seconds']:.2f} s, "
         f"{report['n_generated']} generated in {report['decode_seconds']:.2f} s "
-        f"({report['tokens_per_second']:.1f} tokens/s); end: {_STOPS[report['stop_reason']]}]"
+        f"({report['tokens_per_second']:.1f} tokens/s); end: {_STOPS[report['stop_reason']]}"
+        f"{_drawn(report)}]"
     ]
     kv, full = report["kv_bytes"], report["kv_bytes_full"]
     if report["budget"] is None:
@@ -67,6 +68,15 @@ def summary(report: dict[str, Any], asked: str | None = None) -> str:
     if report["trace"] is not None:
         lines.append(f"[trace: {report['trace']}, for reasonalloc-inspect]")
     return "\n".join(lines)
+
+
+def _drawn(report: dict[str, Any]) -> str:
+    """Return what is to be said about the draw, and about thinking if it was limited."""
+    text = f"; seed {report['seed']}" if report["temp"] > 0 else ""
+    if report["n_thought"] is not None:
+        cut = ", then cut short" if report["is_thought_cut"] else ""
+        text += f"; {report['n_thought']} tokens of thinking{cut}"
+    return text
 
 
 def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None) -> str:

@@ -9,10 +9,20 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from ..engine.stats import engine_stats
+from ..engine.usertext import path_text
 from ..session.generate import INTERRUPTED, Generation
 from ..session.reason_llama import ReasonLlama
 from .allocation import allocation, settle
 from .options import Plan, RunOptions, plan_run, session_arguments
+
+# fields of Sampling that a report has beside seed, temp and top_p
+_AGAINST_LOOPS = (
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "dry_multiplier",
+    "xtc_probability",
+)
 
 #: Names of what a run without a budget reports as its policy.
 FULL_CACHE = "full"
@@ -78,8 +88,10 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
         interrupts.is_raising = True  # a calibration has no next token to wait for
         options = settle(options, plan)
         interrupts.is_raising = False
-        with ReasonLlama(**session_arguments(options, plan.n_ctx)) as llama:
-            generation = Generation(llama, plan.prompt, options.max_tokens, options.sampling)
+        with ReasonLlama(**session_arguments(options, plan, plan.n_ctx)) as llama:
+            generation = Generation(
+                llama, plan.prompt, options.max_tokens, options.sampling, options.think
+            )
             interrupts.stop = generation.interrupt
             if interrupts.is_set:  # while loading
                 generation.interrupt()
@@ -118,8 +130,12 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "seed": options.sampling.seed,
         "temp": options.sampling.temp,
         "top_p": options.sampling.top_p,
-        "model": str(options.model),
-        "trace": None if options.trace is None else str(options.trace),
+        **{name: getattr(options.sampling, name) for name in _AGAINST_LOOPS},
+        "n_thought": None if generation.thinking is None else generation.thinking.n_thought,
+        "is_thought_cut": None if generation.thinking is None else generation.thinking.is_cut,
+        "rope": plan.rope,
+        "model": path_text(options.model),
+        "trace": None if options.trace is None else path_text(options.trace),
         "recommended_by": options.recommended_by,
         "weights_bytes": memory.model_bytes,
         "compute_bytes": memory.compute_bytes,

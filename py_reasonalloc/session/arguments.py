@@ -11,9 +11,17 @@ from typing import Any
 from llama_cpp import Llama
 
 from ..engine.errors import ConfigError, ModelFileError
+from ..engine.library import MAX_THREADS
 from ..engine.modelfile import check_model_file
 from ..profile.lookup import resolve_profile
-from .config import BudgetConfig
+from .config import BudgetConfig, check_int
+
+
+def check_threads(arguments: dict[str, Any]) -> None:
+    """Raise ConfigError if more threads are asked for than ggml can have."""
+    for name in ("n_threads", "n_threads_batch"):
+        if arguments.get(name) is not None:
+            check_int(name, arguments[name], 0, MAX_THREADS)
 
 
 def session_config(

@@ -16,7 +16,17 @@ MAX_TOKENS = 1 << 24
 MAX_WINDOW = 1024
 
 #: Name of a cache type -> enum ggml_type.
-KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}
+KV_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_1": 3,
+    "q4_0": 2,
+    "iq4_nl": 20,
+}
 
 
 #: Parameter of an allocator -> its range; as ra_config_check() has them.
@@ -74,7 +84,9 @@ def read_option(key: str, text: str) -> tuple[str, float | str]:
 
 
 def kv_type_id(name: str | int) -> int:
-    """Return the ggml_type of a cache type given by name (or by number, which passes through).
+    """Return the ggml_type of a cache type given by name, in upper or lower case.
+
+    A number passes through.
 
     Raises
     ------
@@ -83,9 +95,9 @@ def kv_type_id(name: str | int) -> int:
     """
     if isinstance(name, int) and not isinstance(name, bool):
         return name
-    if name not in KV_TYPES:
+    if str(name).lower() not in KV_TYPES:
         raise ConfigError(f"cache type = {name!r} is unknown: must be one of {', '.join(KV_TYPES)}")
-    return KV_TYPES[name]
+    return KV_TYPES[str(name).lower()]
 
 
 def policy_names() -> tuple[str, ...]:
@@ -157,7 +169,9 @@ class BudgetConfig:
         Newest tokens: never evicted, and their queries score the others. 1 to `MAX_WINDOW`.
     protect_prompt : "off", "all", "auto" or int
         How many of the prompt's tokens are never evicted: none, all, as many as leave half of the
-        budget to the chain of thought, or the first so many. They count towards the budget.
+        budget to the chain of thought, or the first so many. They count towards the budget. A later
+        turn of a conversation may protect more than the first one could: with "all" what was
+        evicted is read again for that, else what is still there is protected.
     lambda_ : float
         R-KV: weight of importance against redundancy, 0 to 1.
     sim_threshold : float

@@ -8,35 +8,12 @@ from dataclasses import dataclass
 
 from llama_cpp import llama_cpp as bindings
 
-from .config import check_float, check_int
 from .reason_llama import ReasonLlama
+from .steering import Sampling
+from .thinking import Thinking, ThinkLimit
 
 #: The model ended its text, max_tokens were reached, the context is full, the user stopped it.
 STOP, LENGTH, CONTEXT, INTERRUPTED = "stop", "length", "context", "interrupted"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn.
-
-    Attributes
-    ----------
-    temp : float
-        Temperature; 0: always the likeliest token.
-    top_p : float
-        Draw from the smallest set of tokens with this much probability.
-    seed : int
-        Of the draw, 0 to 2**32 - 2.
-    """
-
-    temp: float = 0.6
-    top_p: float = 0.95
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_float("temp", self.temp, 0.0, 1e6)
-        check_float("top_p", self.top_p, 0.0, 1.0)
-        check_int("seed", self.seed, 0, 2**32 - 2)
 
 
 @dataclass(frozen=True)
@@ -76,9 +53,13 @@ class Generation:
         Most tokens to generate; 0: as many as the context holds.
     sampling : Sampling
         How tokens are drawn.
+    think : ThinkLimit, optional
+        How long the model may think.
 
     Attributes
     ----------
+    thinking : Thinking or None
+        What is known about its thinking, if that is limited.
     tokens : list of int
         Generated so far, without the token that ends the text.
     stop_reason : str or None
@@ -91,11 +72,13 @@ class Generation:
         prompt: Sequence[int],
         max_tokens: int = 0,
         sampling: Sampling | None = None,
+        think: ThinkLimit | None = None,
     ) -> None:
         self.llama = llama
         self.prompt = list(prompt)
         self.max_tokens = max_tokens
         self.sampling = Sampling() if sampling is None else sampling
+        self.thinking = None if think is None else Thinking(llama, think, self.prompt)
         self.tokens: list[int] = []
         self.stop_reason: str | None = None
         self._prompt_ms: float | None = None
@@ -110,32 +93,54 @@ class Generation:
         llama, sampling = self.llama, self.sampling
         bindings.llama_perf_context_reset(llama.ctx)
         llama.set_seed(sampling.seed)
+        llama.steer(sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         pieces = llama.pieces()
         stream = llama.generate(
-            self.prompt, top_k=0, min_p=0.0, top_p=sampling.top_p, temp=sampling.temp
+            self.prompt,
+            top_k=0,
+            min_p=0.0,
+            top_p=sampling.top_p,
+            temp=sampling.temp,
+            repeat_penalty=sampling.repeat_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
         )
-        for token in stream:
-            if self._prompt_ms is None:
-                self._prompt_ms = self._engine_ms()
-                self._n_read = llama.n_tokens
-            if self.stop_reason is not None:
-                break
-            if bindings.llama_vocab_is_eog(llama._model.vocab, token):
-                self.stop_reason = STOP
-                break
-            self.tokens.append(token)
-            piece = decoder.decode(pieces[token])
-            if piece:
-                yield piece
-            if len(self.tokens) == self.max_tokens:
-                self.stop_reason = self.stop_reason or LENGTH
-            if self.stop_reason is not None:
-                break
+        self._limit_thinking()
+        try:
+            for token in stream:
+                if self._prompt_ms is None:
+                    self._prompt_ms = self._engine_ms()
+                    self._n_read = llama.n_tokens
+                if self.stop_reason is not None:
+                    break
+                if bindings.llama_vocab_is_eog(llama._model.vocab, token):
+                    self.stop_reason = STOP
+                    break
+                self.tokens.append(token)
+                piece = decoder.decode(pieces[token])
+                self._limit_thinking(token, is_whole=decoder.getstate()[0] == b"")
+                if piece:
+                    yield piece
+                if len(self.tokens) == self.max_tokens:
+                    self.stop_reason = self.stop_reason or LENGTH
+                if self.stop_reason is not None:
+                    break
+        finally:
+            llama.steer(None)
         self.stop_reason = self.stop_reason or CONTEXT
         rest = decoder.decode(b"", final=True)
         if rest:
             yield rest
+
+    def _limit_thinking(self, token: int | None = None, is_whole: bool = True) -> None:
+        """Take the newest token, and let the end of thinking come next if it is due."""
+        if self.thinking is None:
+            return
+        if token is not None:
+            self.thinking.add(token)
+        if self.thinking.is_due(is_whole):
+            self.llama.force(self.thinking.forced)
 
     def _engine_ms(self) -> float:
         perf = bindings.llama_perf_context(self.llama.ctx)

@@ -22,14 +22,22 @@ from ..engine.errors import (
 )
 from ..engine.modelfile import check_model_file
 from ..engine.pieces import Pieces
-from ..engine.stats import KVStats, MemoryUse, engine_stats, read_memory_use, read_stats
+from ..engine.stats import (
+    KVStats,
+    MemoryUse,
+    read_memory_use,
+    read_stats,
+)
 from ..profile.files import Profile
-from .arguments import check_keywords, check_paths, session_config
+from .arguments import check_keywords, check_paths, check_threads, session_config
 from .config import BudgetConfig, kv_type_id
+from .foreign import Tolerant
 from .guard import guarded
 from .opening import pending_budget
+from .protection import n_protectable, protect
 from .rows import reserve_rows
 from .state import Restorable
+from .steering import Steerable
 
 #: Arguments that go with the stock cache only.
 NEED_STOCK = {
@@ -42,7 +50,7 @@ VOCAB_N_CTX = 512
 
 
 @guarded
-class ReasonLlama(Restorable):
+class ReasonLlama(Restorable, Steerable, Tolerant):
     """A `llama_cpp.Llama` whose KV cache never holds more than budget + buffer tokens per head.
 
     Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
@@ -77,7 +85,8 @@ class ReasonLlama(Restorable):
     flash_attn : bool
         Needed for quantised V.
     type_k, type_v : str or int
-        Cache types: f32, f16 (default), bf16, q8_0, q4_0, or numbers of enum ggml_type.
+        Cache types: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, or
+        numbers of enum ggml_type.
     verbose : bool
         Let llama.cpp log to stderr.
     **kwargs
@@ -131,6 +140,7 @@ class ReasonLlama(Restorable):
         }
         alloc = {"layers": layers, "heads": heads, "profile": profile}
         self.config = session_config(model_path, budget, shared, alloc)
+        check_threads(kwargs)
         self._asked_ubatch = n_ubatch
         if self.config is not None:
             n_ubatch = min(n_ubatch, self.config.buffer)
@@ -347,25 +357,11 @@ class ReasonLlama(Restorable):
                 f"{self._n_ctx}"
             )
         if reset and self.config is not None:
-            self._protect(self.config, len(tokens))
+            protect(self, n_protectable(self, tokens))
         try:
             yield from super().generate(tokens, *args, **kwargs)
         except ContextFullError:
             return
-
-    def _protect(self, config: BudgetConfig, n_prompt: int) -> None:
-        """Protect the first positions; a cache made under another protection is dropped.
-
-        That is one that was compressed, or whose layers an allocator splits: they are split anew.
-        """
-        n_protect = config.n_protect(n_prompt)
-        is_split = isinstance(config.layers, str) and config.layers != "uniform"
-        if is_split and n_protect != self._n_protect:
-            self.clear()
-        c.check(c.ra_set_protect(self.ctx, n_protect))
-        if n_protect != self._n_protect and engine_stats(self.ctx).n_evicted > 0:
-            self.clear()
-        self._n_protect = n_protect
 
     # --- life time -------------------------------------------------------------------------------
 

@@ -113,7 +113,11 @@ static void test_all_queries(void) {
     CHECK_EQ(ra_cache_list_queries(p.cache, 0), 3);
     CHECK_ARRAY(p.cache->obs_pos, ((int32_t[3]){ 25, 26, 27 }), 3);
     CHECK(p.cache->min_evicted >= 10);
-    ra_cache_truncate(p.cache, 10);
+    CHECK(p.cache->n_evicted > 0);
+    ra_cache_truncate(p.cache, 10); /* all that was evicted was in the tail */
+    CHECK_EQ(p.cache->n_evicted, 0);
+    CHECK_EQ(p.cache->layers[0].n_evicted[0], 0);
+    CHECK_EQ(p.cache->min_evicted, INT32_MAX);
     CHECK_EQ(ra_cache_list_queries(p.cache, 0), 0);
     ra_pool_append(&p, 4);
     CHECK_EQ(ra_cache_list_queries(p.cache, 0), 4);

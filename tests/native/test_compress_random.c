@@ -174,6 +174,10 @@ static void do_append(world * w, int32_t n) {
 
 static void do_truncate(world * w, int32_t pos) {
     ra_cache_truncate(w->pool.cache, pos);
+    if (pos <= w->min_evicted) { // all that was evicted was in the tail
+        w->min_evicted = INT32_MAX;
+        w->n_evicted   = 0;
+    }
     for (int32_t il = 0; il < N_LAYER; ++il) {
         for (int32_t ih = 0; ih < n_head_kv[il]; ++ih) {
             list * held = &w->held[il][ih];

@@ -22,7 +22,17 @@ from py_reasonalloc.engine import bindings as c
 #: Layers on a GPU, for runs of these tests on one (tests/gpu/check.sh).
 N_GPU_LAYERS = int(os.environ.get("REASONALLOC_TEST_GPU_LAYERS", "0"))
 
-KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+KV_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
 
 
 @lib.llama_log_callback

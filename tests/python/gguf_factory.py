@@ -69,6 +69,10 @@ class ModelSpec:
         Type of the matrices (vectors are f32). q8_0 wants all widths to be multiples of 32.
     chat_template : str or None
         Jinja template, or None for a model without one.
+    has_tokenizer : bool
+        False: the file says that it has no vocabulary.
+    add_bos : bool
+        tokenizer.ggml.add_bos_token.
     seed : int
         Of the weights.
     """
@@ -83,6 +87,8 @@ class ModelSpec:
     n_ctx_train: int = 2048
     weight_type: str = "f32"
     chat_template: str | None = None
+    has_tokenizer: bool = True
+    add_bos: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,6 +152,9 @@ def write_gguf(path: Path | str, spec: ModelSpec | None = None) -> Path:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
+    if not spec.has_tokenizer:
+        writer.add_tokenizer_model("no_vocab")
+        return
     symbols = [*CONTROL_TOKENS, *byte_symbols(), "ĠĠ"]
     kinds = [gguf.TokenType.CONTROL] * len(CONTROL_TOKENS) + [gguf.TokenType.NORMAL] * 257
     writer.add_tokenizer_model("gpt2")
@@ -155,7 +164,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     writer.add_token_merges(["Ġ Ġ"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    writer.add_add_bos_token(True)
+    writer.add_add_bos_token(spec.add_bos)
     writer.add_add_eos_token(False)
     if spec.chat_template is not None:
         writer.add_chat_template(spec.chat_template)

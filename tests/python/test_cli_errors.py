@@ -78,10 +78,10 @@ def test_cache_type_that_does_not_fit_the_heads(cli, make_gguf) -> None:
         (["--kv-type", "q3_k"], r"cache type = 'q3_k' is unknown: must be one of f32, f16"),
         (
             ["--protect-prompt", "some"],
-            r"protect_prompt = 'some' must be 'off', 'all', 'auto' or a number",
+            r"--protect-prompt = 'some' must be 'off', 'all', 'auto' or a number",
         ),
         (["--protect-prompt", 400], r"budget 256 is too small: the protected prompt \(400\)"),
-        (["--protect-prompt", -1], r"protect_prompt = -1 is out of range"),
+        (["--protect-prompt", -1], r"--protect-prompt = -1 is out of range"),
         (["--no-budget", "--budget", 64], r"--no-budget and --budget exclude each other"),
         (["--no-budget", "--protect-prompt", 9], r"--no-budget and --protect-prompt exclude"),
         (["--ctx", 100000], r"ctx = 100000 is out of range: the model was trained for 2048"),
@@ -89,7 +89,7 @@ def test_cache_type_that_does_not_fit_the_heads(cli, make_gguf) -> None:
         (["--temp", -1], r"temp = -1 is out of range"),
         (["--temp", "nan"], r"temp = nan is out of range"),
         (["--seed", 2**32], r"seed = 4294967296 is out of range"),
-        (["--top-p", 2], r"top_p = 2 is out of range"),
+        (["--top-p", 2], r"--top-p = 2 is out of range"),
     ],
 )
 def test_options(cli, make_gguf, arguments, pattern) -> None:
@@ -145,7 +145,7 @@ def test_no_model(cli) -> None:
         ("lamda=0.5", "option = 'lamda' is unknown: must be one of lambda, "),
         ("lambda", "lambda = '' is not a number"),
         ("lambda=x", "lambda = 'x' is not a number"),
-        ("lambda=2", "lambda_ = 2 is out of range: must be 0 to 1"),
+        ("lambda=2", "--set lambda = 2 is out of range: must be 0 to 1"),
         ("n_guard=1.5", "n_guard = '1.5' is not a number"),
         ("buffer=0", "buffer = 0 "),
         ("attention=x", "attention = 'x' is unknown: must be one of auto, head, layer"),

@@ -14,7 +14,17 @@ from test_engine_parity import random_tokens
 from py_reasonalloc.engine import bindings as c
 
 # bytes of a row of 64 values
-ROW_BYTES = {"f32": 256, "f16": 128, "bf16": 128, "q8_0": 68, "q4_0": 36}
+ROW_BYTES = {
+    "f32": 256,
+    "f16": 128,
+    "bf16": 128,
+    "q8_0": 68,
+    "q5_1": 48,
+    "q5_0": 44,
+    "q4_1": 40,
+    "q4_0": 36,
+    "iq4_nl": 36,
+}
 MODEL = {"arch": "llama", "n_layer": 3, "n_head": 4, "n_head_kv": 2, "head_dim": 64}
 
 

@@ -170,9 +170,9 @@ def test_quantised_rows_must_fit_the_head_size(make_gguf) -> None:
         q8_0 = KV_TYPES["q8_0"]
         assert c.ra_model_supported(engine.model, q8_0, q8_0) == 2
         assert "divisible by 32" in c.last_error()
-        q5_1 = 7
-        assert c.ra_model_supported(engine.model, q5_1, KV_TYPES["f16"]) == 2
-        assert "use f32, f16, bf16, q8_0 or q4_0" in c.last_error()
+        q2_k = 10
+        assert c.ra_model_supported(engine.model, q2_k, KV_TYPES["f16"]) == 2
+        assert "use f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl" in c.last_error()
     with pytest.raises(RuntimeError):
         Engine(path, 64, kv="q8_0")
 

@@ -53,7 +53,10 @@ def test_logits_match_stock(make_gguf, shape: str, kv: str, flash_attn: bool) ->
 
 @pytest.mark.parametrize(
     "kv,flash_attn",
-    [("f32", True), ("f32", False), ("bf16", True), ("bf16", False), ("q4_0", True)],
+    [
+        *(("f32", True), ("f32", False), ("bf16", True), ("bf16", False), ("q4_0", True)),
+        *(("q4_1", True), ("q5_0", True), ("q5_1", True), ("iq4_nl", True)),
+    ],
 )
 def test_cache_types_match_stock(make_gguf, kv: str, flash_attn: bool) -> None:
     path = make_gguf(**SHAPES["gqa64"], n_ctx_train=1024)

@@ -15,7 +15,8 @@ import pytest
 from gguf_factory import CHAT_TEMPLATE
 from test_eval_cli import run, start, without_times
 
-from py_reasonalloc.engine.modelfile import encode_prompt, open_vocabulary
+from py_reasonalloc.engine.modelfile import open_vocabulary
+from py_reasonalloc.engine.prompts import encode_prompt
 from py_reasonalloc.eval.cases.datasets import load_dataset
 from py_reasonalloc.eval.decode.answers import judge_for
 from py_reasonalloc.eval.results.file import read_results

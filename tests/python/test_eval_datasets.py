@@ -326,7 +326,7 @@ def test_a_template_of_one_s_own(write) -> None:
         (b"", "a prompt has {question} once, not 0 times"),
         (b"{Question}", "a prompt has {question} once, not 0 times"),
         (b"{question} {question}", "a prompt has {question} once, not 2 times"),
-        (b"\xff{question}", "not UTF-8 text"),
+        (b"\xff{question}", "the template is not UTF-8 text (byte 1)"),
         (None, "cannot be read: No such file or directory"),
     ],
 )

@@ -88,3 +88,39 @@ def test_cutting_the_session_reads_again_what_was_evicted(llama, make_gguf) -> N
         other.eval(tokens[50:60])
         assert llama.sample(temp=0.0) == other.sample(temp=0.0)
         assert kept_by_all(llama) == kept_by_all(other)
+
+
+@pytest.mark.parametrize("protect", [16, "auto", "off"])
+def test_a_conversation_goes_on_whatever_is_protected(make_gguf, protect) -> None:
+    """The first prompt is shorter than what is to be protected; the second is not."""
+    config = {"budget": 64, "buffer": 8, "protect_prompt": protect}
+    with ReasonLlama(make_gguf(), **config) as llama:
+        text = complete(llama, "hello", max_tokens=100)
+        assert llama.kv_stats().n_evicted > 0
+        assert llama.n_protect == (0 if protect == "off" else 6)
+        before = n_decoded(llama)
+        complete(llama, "hello" + text + "so", max_tokens=10)
+        assert n_decoded(llama) - before == 1 + 2 + 9
+        held = kept_by_all(llama)
+        assert set(range(llama.n_protect)) <= held
+        if protect != "off":  # all that was left to protect
+            assert 6 <= llama.n_protect <= 26
+            assert llama.n_protect == 16 or llama.n_protect not in held or protect == "auto"
+
+
+def test_evictions_of_a_dropped_tail_do_not_count(make_gguf) -> None:
+    """Nothing before the tail was evicted: the cache is as if the tail had never been."""
+    prompt = "hello world"
+    with ReasonLlama(make_gguf(), budget=64, buffer=8, protect_prompt="all") as llama:
+        text = complete(llama, prompt, max_tokens=100)
+        assert llama.kv_stats().n_evicted > 0
+        before = n_decoded(llama)
+        assert complete(llama, prompt, max_tokens=20) == text[:20]
+        assert n_decoded(llama) - before == 1 + 19  # the prompt's last token, and the text
+        stats = llama.kv_stats()
+        assert stats.n_evicted == 0
+        assert all(head.n_evicted == 0 for layer in stats.layers for head in layer)
+        before = n_decoded(llama)  # what was evicted once is no bar to another cut
+        llama.n_tokens -= 5
+        llama.eval([5])
+        assert n_decoded(llama) - before == 1

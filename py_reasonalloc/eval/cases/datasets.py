@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ...engine.errors import ConfigError
+from ...engine.usertext import read_text
 from ...task.problems import LEVEL_STEPS, generate_problem
 from .rows import Problem
 
@@ -243,13 +244,7 @@ def read_template(path: str | os.PathLike[str]) -> str:
     ConfigError
         The file cannot be read, or does not have `PLACEHOLDER` exactly once.
     """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_LINE_BYTES).decode("utf-8-sig").rstrip("\r\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
+    text = read_text(path, "template", MAX_LINE_BYTES)
     count = text.count(PLACEHOLDER)
     if count != 1:
         raise ConfigError(f"{path}: a prompt has {PLACEHOLDER} once, not {count} times")

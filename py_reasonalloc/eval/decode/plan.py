@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from ... import __version__
 from ...engine.errors import ConfigError, ContextFullError
 from ...engine.identity import read_identity
-from ...engine.modelfile import encode_prompt, open_vocabulary, trained_context
+from ...engine.modelfile import open_vocabulary, trained_context
+from ...engine.prompts import encode_prompt
+from ...engine.usertext import path_text
 from ...profile.lookup import resolve_profile
 from ...session.config import BudgetConfig
 from ...session.generate import Sampling
@@ -155,7 +157,7 @@ def _settings(chosen: dict[str, Any], dataset: Dataset, job: Job) -> dict[str, A
         settings["top_p"] = chosen["top_p"]
     return {
         "version": __version__,
-        "model": job.model.name,
+        "model": path_text(job.model.name),
         "model_fingerprint": read_identity(job.model).fingerprint,
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,

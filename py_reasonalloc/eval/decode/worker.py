@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ... import __version__
-from ...engine.modelfile import encode_prompt
+from ...engine.prompts import encode_prompt
 from ...engine.stats import engine_stats
 from ...session.generate import CONTEXT, LENGTH, STOP, Generation, Sampling
 from ...session.reason_llama import ReasonLlama

@@ -26,6 +26,7 @@ from ... import __version__
 from ...engine.errors import ConfigError, ContextFullError, ReasonAllocError, UnsupportedError
 from ...engine.identity import read_identity
 from ...engine.modelfile import open_vocabulary, trained_context
+from ...engine.usertext import path_text
 from ..cases import rows
 from ..decode.worker import Decoder
 from .wire import CHAT_PATH, FIELD, MODELS_PATH, Served, parse_request
@@ -75,7 +76,7 @@ class ModelServer(ThreadingHTTPServer):
         with open_vocabulary(model) as vocabulary:
             max_ctx = trained_context(vocabulary) or _MAX_CTX
         self.served = Served(
-            name=model.name,
+            name=path_text(model.name),
             fingerprint=read_identity(model).fingerprint,
             max_ctx=max_ctx,
             plain_ctx=min(max_ctx, plain_ctx),
