@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine.errors import ConfigError
+from ..output.console import open_library, threads_option
 
 if TYPE_CHECKING:
     from ..eval.results.lines import Results
@@ -132,7 +133,7 @@ METHODS, BUDGETS = "rkv,snapkv,streaming,random,pyramid-rkv", "128,256"
 @click.option("--csv", type=click.Path(path_type=Path), help="Write all figures to this file.")
 @click.option("--json", type=click.Path(path_type=Path), help="The same, as one JSON object.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw KL against bytes of cache.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@threads_option()
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
 )
@@ -146,9 +147,7 @@ def fidelity_command(**arguments: Any) -> int:
     MODEL may be "demo", the small model that comes with this package; it writes only its own kind
     of text: --own.
     """
-    from ..engine.library import load_library
-
-    load_library()  # before anything else needs llama_cpp: its errors say what to do
+    open_library()
     from ..eval.results.file import read_results
     from ..fidelity.plan import make_plan
     from ..fidelity.recommend import check_target

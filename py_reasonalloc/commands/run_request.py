@@ -111,7 +111,7 @@ def _number(text: str | None) -> int | None:
     try:
         return None if text is None else int(text)
     except ValueError:
-        raise ConfigError(f"--budget = {text!r} must be a number of tokens, or auto") from None
+        raise ConfigError(f"budget = {text!r} must be a number of tokens, or auto") from None
 
 
 def _recommended(arguments: dict[str, Any], model: Path) -> tuple[BudgetConfig, str, str]:

@@ -15,6 +15,7 @@ from ..engine.errors import ConfigError, ContextFullError
 from ..engine.identity import read_identity
 from ..engine.modelfile import open_vocabulary, trained_context
 from ..engine.prompts import encode_prompt
+from ..engine.usertext import path_text
 from ..eval.cases.methods import (
     Arm,
     Common,
@@ -295,7 +296,7 @@ def _settings(
             settings["top_p"] = chosen["top_p"]
     return {
         "version": __version__,
-        "model": model.name,
+        "model": path_text(model.name),
         "model_fingerprint": read_identity(model).fingerprint,
         **settings,
     }

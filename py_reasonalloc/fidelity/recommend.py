@@ -55,7 +55,7 @@ def recommend(
         buffer=setup.config.buffer,
         sinks=setup.config.sinks,
         window=setup.config.window,
-        kv_type=setup.kv_type,
+        kv_type=setup.kv_type.lower(),
         kl=round(best.kl.own.value, 6),
         kl_high=round(best.kl.own.high, 6),
         n_tokens=best.n_tokens,

@@ -19,6 +19,7 @@ from llama_cpp import llama_cpp as bindings
 from ..engine import bindings as c
 from ..engine.errors import ComputeError, ContextFullError
 from ..eval.cases.methods import Setup
+from ..session.protection import protect
 from ..session.reason_llama import ReasonLlama
 from .metrics import Floats
 
@@ -65,7 +66,7 @@ class Stream:
             self._setup = setup
         self.llama.clear()
         if setup.config is not None:
-            self.llama._protect(setup.config, n_prompt)
+            protect(self.llama, setup.config.n_protect(n_prompt))
 
     def read(
         self, tokens: Sequence[int], spans: Sequence[range], n_at_once: int = N_ROWS

@@ -207,7 +207,7 @@ RKV = ("--methods", "rkv", "--budgets", 128)
         (["demo", "--own", "--methods", "best", "--budgets", 128], 2, "method = 'best' is unknown"),
         (["demo", "--own", "--methods", "rkv", "--budgets", "1x"], 2, "is not a list of numbers"),
         (["demo", "--own", *RKV, "--kv-type", "q3"], 2, "'q3' is unknown"),
-        (["demo", "--own", *RKV, "--target-kl", "-1"], 2, "target_kl = -1 is out of range"),
+        (["demo", "--own", *RKV, "--target-kl", "-1"], 2, "--target-kl = -1 is out of range"),
         (["demo", "--own", *RKV, "--plot", "x.gif"], 2, "must end in"),
         (["demo", "--own", *RKV, "--csv", "no/such/x.csv"], 2, "its folder does not exist"),
         (["demo", "--own", *RKV, "--own-tokens", 99999], 1, "but the model was trained for"),

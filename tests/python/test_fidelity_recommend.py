@@ -178,7 +178,7 @@ def test_runs_that_are_refused(in_process, arguments, message) -> None:
     [
         (["--target-kl", 1], "--target-kl goes with --recommend"),
         (["--budgets", "64"], "--budgets goes with --recommend"),
-        (["--recommend", "--target-kl", 0], "target_kl = 0 is out of range"),
+        (["--recommend", "--target-kl", 0], "--target-kl = 0 is out of range"),
     ],
 )
 def test_measurements_that_are_refused(in_process, tmp_path, arguments, message) -> None:
