@@ -362,14 +362,18 @@ class BudgetConfig:
         native.n_protect = self.n_protect(MAX_TOKENS) if is_fixed else 0
         native.policy = self.policy.encode()
         native.lambda_ = self.lambda_
-        native.sim_threshold = self.sim_threshold
-        native.pool_kernel = self.pool_kernel
-        native.ema = self.ema
-        native.decay = self.decay
+        same = (
+            "sim_threshold",
+            "pool_kernel",
+            "ema",
+            "decay",
+            "bias_max",
+            "value_guard",
+            "n_guard",
+        )
+        for name in same:
+            setattr(native, name, getattr(self, name))
         native.merge = int(bool(self.merge))
-        native.bias_max = self.bias_max
-        native.value_guard = self.value_guard
-        native.n_guard = self.n_guard
         native.seed = self.policy_seed
         native.attention = self.attention.encode()
         self._set_allocators(native)
@@ -396,8 +400,8 @@ class BudgetConfig:
             tables |= profile_tables(self.layers, profile)
             if self.layers == "error" and profile.head_error is not None:
                 native.error_base = profile.head_error.base
-            if needs_centres(self.policy):
-                tables["centres"] = (ctypes.c_float, centre_table(profile))
+        if isinstance(self.profile, Profile) and needs_centres(self.policy):
+            tables["centres"] = (ctypes.c_float, centre_table(self.profile))
         for name, (kind, table) in tables.items():
             if table is not None:
                 setattr(native, name, (kind * len(table))(*table))

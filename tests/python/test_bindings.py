@@ -13,8 +13,9 @@ import py_reasonalloc
 from py_reasonalloc.engine import bindings as c
 from py_reasonalloc.engine import errors
 
-HEADER = re.sub(
-    r"/\*.*?\*/", "", (ROOT / "native/include/reasonalloc.h").read_text(), flags=re.DOTALL
+HEADER = "".join(
+    re.sub(r"/\*.*?\*/", "", file.read_text(), flags=re.DOTALL)
+    for file in sorted((ROOT / "native/include").glob("*.h"))
 )
 
 

@@ -44,7 +44,7 @@ def test_json_report(cli, make_gguf) -> None:
     assert (found["budget"], found["peak_tokens"]) == (32, 48)
     assert found["kv_bytes"] == (32 + 16) * ROW_BYTES
     assert found["kv_bytes_full"] == 205 * ROW_BYTES  # the last token is never decoded
-    assert (found["policy"], found["profile"]) == ("rkv", None)
+    assert (found["policy"], found["profile"]) == ("loss", None)
     assert (found["layers"], found["heads"]) == ("uniform", "uniform")
     # 48 tokens are there when the first compression falls due, then one every 16
     assert found["n_compressions"] == 1 + (205 - 48 - 1) // 16
@@ -84,7 +84,7 @@ def test_options_reach_the_engine(cli, make_gguf) -> None:
 
 def test_parameters_reach_the_policy(cli, make_gguf) -> None:
     command = [make_gguf(), "-p", "how many?", "--budget", 40, "--buffer", 16, "-n", 200]
-    command += ["--temp", 0, "--window", 8, "--json"]
+    command += ["--temp", 0, "--window", 8, "--json", "--policy", "rkv"]
 
     def text(*options: object) -> str:
         done = cli(*command, *options)
@@ -101,7 +101,7 @@ def test_parameters_reach_the_policy(cli, make_gguf) -> None:
 def test_the_default_window_leaves_room(cli, make_gguf) -> None:
     windows = []
     for budget in (20, 40, 64, 256):
-        done = cli(make_gguf(), "-p", "x", "--budget", budget, "-n", 1, "--json")
+        done = cli(make_gguf(), "-p", "x", "--budget", budget, "-n", 1, "--json", "--policy=rkv")
         windows.append(json.loads(done.stdout)["window_bytes"])
     assert [8 * n / windows[0] for n in windows] == [8, 10, 16, 16]
 

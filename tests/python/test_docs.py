@@ -64,17 +64,23 @@ def test_the_worked_example_of_a_policy(example_library: ctypes.CDLL) -> None:
         config = lib.ra_config_default_params()
         config.policy, config.n_sink = policy, 0
         out = np.empty(n_kv, np.float32)
-        pointers = [
-            a.ctypes.data_as(ctypes.POINTER(t))
-            for a, t in ((k, ctypes.c_float), (q, ctypes.c_float))
-        ]
+        head = c.ra_head_arrays(
+            size=ctypes.sizeof(c.ra_head_arrays),
+            n_kv=n_kv,
+            n_group=2,
+            n_obs=n_window,
+            head_dim_k=head_dim,
+            kq_scale=0.25,
+            k=k.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            q=q.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            pos=pos.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+        )
         status = lib.ra_policy_score(
             ctypes.byref(config),
-            *(0, 0, n_kv, head_dim, 2, n_window),
-            *pointers,
-            0.25,
-            pos.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            ctypes.byref(head),
             out.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            None,
+            None,
         )
         assert status == 0
         return out[: n_kv - n_window]

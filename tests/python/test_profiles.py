@@ -482,19 +482,22 @@ def test_run_takes_the_profile_that_fits(cli, make_gguf, good_file, cache) -> No
         found = json.loads(done.stdout)
         return found["layers"], found["heads"], found["profile"]
 
-    assert split() == ("uniform", "adaptive", None)
+    assert split() == ("uniform", "uniform", None)
     assert "no profile fits this model" in cli(*arguments).stderr.splitlines()[-1]
     save_to_cache(GOOD, read_identity(path))
     cached = str(cached_path(read_identity(path)))
-    assert split() == ("wave", "adaptive", cached)
-    assert f"wave by profile {cached}" in cli(*arguments).stderr.splitlines()[-1]
-    assert split("--profile", good_file, "--heads", "uniform") == (
+    assert split() == ("uniform", "uniform", None)  # it has no curves
+    assert split("--layers", "wave") == ("wave", "uniform", cached)
+    assert split("--method", "paper") == ("wave", "adaptive-literal", cached)
+    wave = cli(*arguments, "--layers", "wave").stderr
+    assert f"wave by profile {cached}" in wave.splitlines()[-1]
+    assert split("--profile", good_file, "--heads", "adaptive") == (
         "wave",
-        "uniform",
+        "adaptive",
         str(good_file),
     )
-    assert split("--layers", "pyramid") == ("pyramid", "adaptive", None)
-    dry = json.loads(cli(*arguments, "--dry-run", "--json").stdout)
+    assert split("--layers", "pyramid") == ("pyramid", "uniform", None)
+    dry = json.loads(cli(*arguments, "--layers", "wave", "--dry-run", "--json").stdout)
     assert (dry["layers"], dry["profile"]) == ("wave", cached)
     assert dry["layer_bytes"][0] < dry["layer_bytes"][1]
 
@@ -509,7 +512,7 @@ def test_demo_says_its_profile(cli) -> None:
     done = cli("demo", "-n", 8)
     assert done.returncode == 0
     says = done.stderr.splitlines()[-1]
-    assert says == "[layers: wave by profile demo-reasoner-horizon; heads: adaptive]"
+    assert says == "[layers: error by profile demo-reasoner-horizon; heads: uniform]"
 
 
 @pytest.mark.parametrize(
