@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 
+import gguf
+import gguf_factory
 import numpy as np
 import pytest
 from engine import Engine, random_centres
@@ -298,6 +300,43 @@ def test_who_is_refused(measured, make_gguf) -> None:
     config.centres = (c.c_float * 2)(1.0, float("nan"))
     config.n_centres = 2
     assert c.ra_config_check(config) != c.RA_STATUS_OK and "centres[1]" in c.last_error()
+
+
+def write_gpt2(path) -> None:
+    """A random GPT-2: learned positions, no rotation."""
+    spec, rng = gguf_factory.ModelSpec(n_ctx_train=256), np.random.default_rng(0)
+    n, n_ff = spec.n_embd, spec.n_ff
+    shapes = {"token_embd": (gguf_factory.N_VOCAB, n), "position_embd": (256, n)}
+    block = {"attn_qkv": (3 * n, n), "attn_output": (n, n), "ffn_up": (n_ff, n)}
+    block |= {"ffn_down": (n, n_ff), "attn_norm": (n,), "ffn_norm": (n,)}
+    writer = gguf.GGUFWriter(str(path), "gpt2")
+    gguf_factory._add_tokenizer(writer, spec)
+    gguf_factory._add_parameters(writer, dataclasses.replace(spec, n_head_kv=spec.n_head))
+    writer.add_layer_norm_eps(1e-5)
+    shapes["output_norm"] = (n,)
+    for il in range(spec.n_layer):
+        shapes |= {f"blk.{il}.{name}": shape for name, shape in block.items()}
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape) / shape[-1] ** 0.5
+        writer.add_tensor(f"{name}.weight", (values + (len(shape) == 1)).astype(np.float32))
+        if not name.endswith("_embd"):
+            writer.add_tensor(f"{name}.bias", np.zeros(shape[0], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_model_without_rotation(tmp_path) -> None:
+    """It is refused by name, and its profile has no centres; other policies serve it."""
+    path = tmp_path / "gpt2.gguf"
+    write_gpt2(path)
+    with Engine(path, 40, config={"buffer": 16}) as engine:
+        engine.decode_each(list(range(100, 220)))
+        assert engine.stats().n_compressions > 3
+    with pytest.raises(RuntimeError, match="'triattention' needs rotary .* 'gpt2' does not have"):
+        Engine(path, 40, config={"policy": "triattention"})
+    assert calibrate(path, ["hello"], GREEDY).centres == b""
 
 
 def run_command(capsys, *arguments) -> tuple[int, str, str]:
