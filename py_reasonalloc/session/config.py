@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..engine.errors import ConfigError, NotFoundError
 from ..profile.files import Profile, load_profile
 from .centres import centre_table, check_centres, needs_centres
+from .checks import MAX_TOKENS, check_float, check_int, check_table
 from .profiled import PROFILED, check_profile, profile_tables
 
-#: RA_MAX_TOKENS and RA_MAX_WINDOW of reasonalloc.h.
-MAX_TOKENS = 1 << 24
+#: RA_MAX_WINDOW of reasonalloc.h.
 MAX_WINDOW = 1024
 
 #: Name of a cache type -> enum ggml_type.
@@ -122,35 +122,6 @@ def allocator_names(kind: int) -> tuple[str, ...]:
     from ..engine import bindings as c
 
     return tuple(c.ra_alloc_name(kind, i).decode() for i in range(c.ra_alloc_count(kind)))
-
-
-def check_table(name: str, table: Iterable[int]) -> tuple[int, ...]:
-    """Return a table of token counts as a tuple; ConfigError for one that is none."""
-    try:
-        values = tuple(table)
-    except TypeError:
-        raise ConfigError(f"{name} = {table!r} must be a list of whole numbers") from None
-    if not values:
-        raise ConfigError(f"{name} is an empty list")
-    for i, value in enumerate(values):
-        check_int(f"{name}[{i}]", value, 1, MAX_TOKENS)
-    return values
-
-
-def check_int(name: str, value: Any, low: int, high: int) -> None:
-    """Raise ConfigError unless `value` is an int in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} = {value!r} must be a whole number, {low} to {high}")
-    if not low <= value <= high:
-        raise ConfigError(f"{name} = {value} is out of range: must be {low} to {high}")
-
-
-def check_float(name: str, value: Any, low: float, high: float) -> None:
-    """Raise ConfigError unless `value` is a number in [low, high] (NaN never is)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} = {value!r} must be a number, {low:g} to {high:g}")
-    if not low <= value <= high:
-        raise ConfigError(f"{name} = {value:g} is out of range: must be {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
