@@ -86,7 +86,8 @@ def _run(options: RunOptions, text: str, as_json: bool) -> int:
         _write(json.dumps(report, ensure_ascii=False) + "\n")
     else:
         _write("\n")
-        click.echo(summary(report, options.profile), err=True)
+        asked = options.profile if options.by_profile else None
+        click.echo(summary(report, asked), err=True)
     return EXIT_INTERRUPTED if report["stop_reason"] == INTERRUPTED else 0
 
 
@@ -101,7 +102,8 @@ def _dry_run(options: RunOptions, text: str | None, as_json: bool) -> int:
 
     with LogCapture(forward=options.verbose):
         plan = plan_run(options, text)
-        asked, options = options.profile, settle(options, plan)
+        asked = options.profile if options.by_profile else None
+        options = settle(options, plan)
         result = dry_run(options, plan)
     fields = asdict(result) | allocation(options.config)
     fields["recommended_by"] = options.recommended_by
