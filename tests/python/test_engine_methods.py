@@ -19,7 +19,15 @@ HEAD_ALLOCS = [c.ra_alloc_name(1, i).decode() for i in range(c.ra_alloc_count(1)
 BUDGET, BUFFER = 48, 32
 
 
-def method_config(policy: str, layers: str, heads: str, n_layer: int) -> dict:
+#: All splits with two policies, and all policies with two splits.
+METHODS = [
+    (policy, layers, heads)
+    for policy, layers, heads in itertools.product(POLICIES, LAYER_ALLOCS, HEAD_ALLOCS)
+    if policy in ("rkv", "loss") or (layers, heads) in (("uniform", "uniform"), ("error", "error"))
+]
+
+
+def method_config(policy: str, layers: str, heads: str, n_layer: int, n_head_kv: int) -> dict:
     config = {
         "policy": policy,
         "layer_alloc": layers,
@@ -30,6 +38,18 @@ def method_config(policy: str, layers: str, heads: str, n_layer: int) -> dict:
     if layers == "wave":
         demand = (ctypes.c_double * n_layer)(*[10.0 + 7.0 * (il % 3) for il in range(n_layer)])
         config |= {"layer_demand": demand, "n_layer_demand": n_layer}
+    if layers == "error":
+        n_heads = n_layer * n_head_kv
+        curves = [4.0 ** (i % 3) / (1 + j) for i in range(n_heads) for j in range(3)]
+        config |= {
+            "head_error": (ctypes.c_double * len(curves))(*curves),
+            "n_head_error": len(curves),
+            "error_grid": (ctypes.c_int32 * 3)(12, 40, 100),
+            "n_error_grid": 3,
+            "error_base": 12,
+        }
+    if policy == "loss":
+        config["merge"] = 1
     return config
 
 
@@ -43,8 +63,7 @@ def check_budgets(engine: Engine, n_layer: int, n_head_kv: int) -> None:
         assert all(h.budget >= 13 and h.used <= h.capacity == h.budget + BUFFER for h in layer)
 
 
-@pytest.mark.parametrize("layers,heads", list(itertools.product(LAYER_ALLOCS, HEAD_ALLOCS)))
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy,layers,heads", METHODS)
 def test_every_method_on_the_demo_model(demo_model, policy: str, layers: str, heads: str) -> None:
     from llama_cpp import llama_cpp as lib
 
@@ -53,7 +72,7 @@ def test_every_method_on_the_demo_model(demo_model, policy: str, layers: str, he
     with Engine(demo_model, n_ctx=256) as probe:
         n_layer = lib.llama_model_n_layer(probe.model)
         n_head_kv = lib.llama_model_n_head_kv(probe.model)
-    config = method_config(policy, layers, heads, n_layer)
+    config = method_config(policy, layers, heads, n_layer, n_head_kv)
     with Engine(demo_model, BUDGET, config=config) as engine:
         prompt = demo_prompt(engine, SAMPLE_PROBLEM)
         engine.decode([1])
