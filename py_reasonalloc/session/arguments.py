@@ -13,7 +13,7 @@ from llama_cpp import Llama
 from ..engine.errors import ConfigError, ModelFileError
 from ..engine.library import MAX_THREADS
 from ..engine.modelfile import check_model_file
-from ..profile.lookup import resolve_profile
+from ..profile.lookup import AUTO, resolve_profile
 from .centres import needs_centres
 from .config import BudgetConfig, check_int
 from .profiled import PROFILED
@@ -58,10 +58,17 @@ def session_config(
     profile = None
     if layers is None or layers in PROFILED or needs_centres(shared["policy"]):
         file = check_model_file(model_path)
-        profile = resolve_profile(file, wanted, with_curves=layers == "error")
-        layers = layers or ("uniform" if profile is None else "wave")
-    heads = heads or ("uniform" if wanted is None or layers == "error" else "adaptive")
-    return BudgetConfig(budget=budget, **shared, layers=layers, heads=heads, profile=profile)
+        wants_curves = layers == "error" or (layers is None and wanted == AUTO)
+        profile = resolve_profile(file, wanted, with_curves=wants_curves)
+        if layers is None and profile is not None:
+            layers = "error" if profile.head_error is not None else "wave"
+    return BudgetConfig(
+        budget=budget,
+        **shared,
+        layers=layers or "uniform",
+        heads=heads or "uniform",
+        profile=profile,
+    )
 
 
 def check_keywords(own: Callable[..., None], given: Mapping[str, Any]) -> None:

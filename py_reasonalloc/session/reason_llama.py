@@ -75,10 +75,9 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         Layer profile. "auto" takes the one that fits the model best, calibrated here or shipped, if
         there is any (see `py_reasonalloc.profile.lookup`). Not together with a `BudgetConfig`.
     layers, heads : optional
-        See `BudgetConfig`. None: "wave" with a profile, "uniform" without; heads are "adaptive" if
-        a profile was asked for, found or not, else "uniform", as with layers "error", which splits
-        over heads. So ``profile="auto"`` is what
-        ``reasonalloc-run`` does. Not together with a `BudgetConfig`.
+        See `BudgetConfig`. None: with a profile "error", or "wave" if it has no error curves; else
+        "uniform". Heads of a layer are "uniform" unless told otherwise. So ``profile="auto"`` is
+        what ``reasonalloc-run`` does. Not together with a `BudgetConfig`.
     n_ctx : int
         Length of the context in tokens; 0: as trained.
     n_batch, n_ubatch : int
