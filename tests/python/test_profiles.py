@@ -302,14 +302,16 @@ def budgets(llama) -> list[int]:
 def test_session_takes_profiles(make_gguf, good_file, cache) -> None:
     path = make_gguf()
     with ReasonLlama(path, budget=64, profile=good_file) as llama:
-        assert (llama.config.layers, llama.config.heads) == ("wave", "adaptive")
+        assert (llama.config.layers, llama.config.heads) == ("wave", "uniform")
         wave = budgets(llama)
         assert sum(wave) == 128 and wave[0] < wave[1]
     with ReasonLlama(path, budget=64, profile="auto") as llama:  # nothing fits
-        assert (llama.config.layers, llama.config.heads) == ("uniform", "adaptive")
+        assert (llama.config.layers, llama.config.heads) == ("uniform", "uniform")
     save_to_cache(GOOD, read_identity(path))
-    with ReasonLlama(path, budget=64, profile="auto", heads="uniform") as llama:
-        assert (budgets(llama), llama.config.heads) == (wave, "uniform")
+    with ReasonLlama(path, budget=64, profile="auto") as llama:  # what fits has no curves
+        assert llama.config.layers == "uniform"
+    with ReasonLlama(path, budget=64, profile="auto", layers="wave", heads="adaptive") as llama:
+        assert (budgets(llama), llama.config.heads) == (wave, "adaptive")
     with ReasonLlama(path, budget=64) as llama:
         assert (llama.config.layers, llama.config.heads) == ("uniform", "uniform")
     with ReasonLlama(path, budget=64, layers=[80, 48]) as llama:
