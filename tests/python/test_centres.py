@@ -263,7 +263,6 @@ def test_a_profile_keeps_its_centres(measured, tmp_path) -> None:
     assert profile.to_json()["format_version"] == 2
     older = dataclasses.replace(profile, centres=b"")
     older.save(tmp_path / "older.json")
-    assert older.to_json()["format_version"] == 1
     assert load_profile(tmp_path / "older.json") == older
     for text, message in (("AAA", "no base64 of float32"), ("AADAfw==", "finite numbers")):
         changed = (tmp_path / "p.json").read_text()

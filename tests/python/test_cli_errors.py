@@ -67,7 +67,7 @@ def test_cache_type_that_does_not_fit_the_heads(cli, make_gguf) -> None:
     [
         (["--budget", 0], r"budget = 0 is out of range: must be 1 to"),
         (["--budget", -5], r"budget = -5 is out of range"),
-        (["--budget", "many"], r"--budget.*'many' is not a valid integer"),
+        (["--budget", "many"], r"--budget.*'many' must be a number of tokens, or auto"),
         (["--budget", 2**40], r"budget = \d+ is out of range"),
         (["--budget", 12], r"budget 12 is too small: the sinks \(4\) and the window \(8\)"),
         (["--budget", 64, "--sinks", 60], r"budget 64 is too small"),

@@ -47,7 +47,7 @@ def test_methods_of_the_paper(demo_model) -> None:
         "pyramid-rkv": ("pyramid", "uniform"),
         "wave": ("wave", "uniform"),
         "adaptive": ("uniform", "adaptive"),
-        "reasonalloc": ("wave", "adaptive"),
+        "reasonalloc": ("wave", "adaptive-literal"),
     }
     for name, (layers, heads) in expected.items():
         setup = setup_of(Arm(name, 200), settings)
@@ -159,7 +159,9 @@ def test_bad_caches_are_named(arm, message) -> None:
         ("loss+merge=1+layers=error", {"policy": "loss", "merge": True, "layers": "error"}),
     ],
 )
-def test_what_policies_and_allocators_take_is_part_of_a_method(label, fields) -> None:
+def test_what_policies_and_allocators_take_is_part_of_a_method(demo_model, label, fields) -> None:
     (arm,) = parse_arms([f"{label}@128"], [])
     assert arm == Arm(label, 128)
-    assert setup_of(arm, common()).config == BudgetConfig(budget=128, buffer=16, **fields)
+    profile = find_profile(demo_model) if fields.get("layers") == "error" else None
+    expected = BudgetConfig(budget=128, buffer=16, profile=profile, **fields)
+    assert setup_of(arm, common(profile=profile)).config == expected

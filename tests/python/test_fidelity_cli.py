@@ -88,7 +88,7 @@ def test_figures_are_those_of_decoding_one_by_one(finished, demo_model) -> None:
     written = next(r for r in rows.values() if r.kind == "written" and r.item == row.item)
     tokens = [int(token) for token in written.values["tokens"]]
     logs = []
-    for config in (None, BudgetConfig(80, buffer=16, window=16)):
+    for config in (None, BudgetConfig(80, policy="rkv", buffer=16, window=16)):
         logits = []
         with ReasonLlama(demo_model, config, n_ctx=512, n_threads=1, n_threads_batch=1) as llama:
             for token in tokens[:-1]:

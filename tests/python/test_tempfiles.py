@@ -121,10 +121,10 @@ def test_writers_of_one_file_at_once_never_lose_their_own(tmp_path) -> None:
 
 def test_a_killed_benchmark_leaves_no_model_behind(tmp_path) -> None:
     from py_reasonalloc.bench.shapes import SHAPES
-    from py_reasonalloc.bench.weights import cached_path
+    from py_reasonalloc.bench.models import cached_path
 
     name = next(iter(SHAPES))
-    code = f"from py_reasonalloc.bench.weights import model_file; model_file({name!r}, 'q4_0')"
+    code = f"from py_reasonalloc.bench.models import model_file; model_file({name!r}, 'q4_0')"
     folder = tmp_path / "bench"
 
     def is_half_written() -> bool:
@@ -139,7 +139,7 @@ def test_a_killed_benchmark_leaves_no_model_behind(tmp_path) -> None:
 
 def test_a_killed_measurement_leaves_no_rows_behind(tmp_path, monkeypatch) -> None:
     from py_reasonalloc.bench.measure import make_bench_folder
-    from py_reasonalloc.bench.weights import bench_folder
+    from py_reasonalloc.bench.models import bench_folder
 
     monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path))
     make_bench_folder()
