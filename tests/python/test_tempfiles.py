@@ -120,8 +120,8 @@ def test_writers_of_one_file_at_once_never_lose_their_own(tmp_path) -> None:
 
 
 def test_a_killed_benchmark_leaves_no_model_behind(tmp_path) -> None:
-    from py_reasonalloc.bench.shapes import SHAPES
     from py_reasonalloc.bench.models import cached_path
+    from py_reasonalloc.bench.shapes import SHAPES
 
     name = next(iter(SHAPES))
     code = f"from py_reasonalloc.bench.models import model_file; model_file({name!r}, 'q4_0')"
