@@ -68,6 +68,22 @@ def smollm2() -> Path:
     return smollm2_path()
 
 
+@pytest.fixture
+def in_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[object, str, str]]:
+    """Return a function that runs a command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def run(command: Callable[..., object], *arguments: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            command([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def command() -> list[str]:
     """Return the real command: the installed console script, else the module it calls."""

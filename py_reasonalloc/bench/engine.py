@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as bindings
 
+from ..engine.batch import fill_batch, new_batch
 from ..engine.errors import ComputeError, ContextError, ReasonAllocError
 from ..engine.log import LogCapture
 from ..engine.modelfile import check_model_file, load_failure
@@ -44,10 +45,7 @@ class Engine:
         self.ctx: Any = None
         self._owns_model = owner is None
         self.model: Any = self._load() if owner is None else owner.model
-        self._batch = bindings.llama_batch_init(N_BATCH, 0, 1)
-        for i in range(N_BATCH):
-            self._batch.n_seq_id[i] = 1
-            self._batch.seq_id[i][0] = 0
+        self._batch = new_batch(N_BATCH)
         self.n_vocab = bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(self.model))
         self._random = random.Random(0)
 
@@ -123,14 +121,8 @@ class Engine:
         bindings.llama_synchronize(self.ctx)
 
     def _decode(self, tokens: list[int], pos: int, all_logits: bool) -> None:
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i] = token
-            batch.pos[i] = pos + i
-            batch.logits[i] = all_logits
-        batch.logits[len(tokens) - 1] = 1
-        self._check(bindings.llama_decode(self.ctx, batch))
+        fill_batch(self._batch, tokens, pos, all_logits)
+        self._check(bindings.llama_decode(self.ctx, self._batch))
 
     def _check(self, status: int) -> None:
         if status != 0:

@@ -18,7 +18,6 @@ from ..output.console import open_library, threads_option
 if TYPE_CHECKING:
     from ..eval.results.lines import Results
     from ..fidelity.plan import Plan
-    from ..fidelity.report import Report
     from ..profile.files import Profile, Recommendation
 
 #: What is compared unless something else is asked for.
@@ -225,8 +224,16 @@ def run_plan(plan: Plan, path: Path | None, mix_versions: bool = False) -> Resul
     return Results(Path(plan.model), plan.settings, tuple(rows.values()), 0, 0)
 
 
-def report_results(plan: Plan, results: Results, arguments: dict[str, Any]) -> Report:
-    """Print the tables, and write them where asked."""
+def report_results(
+    plan: Plan, results: Results, arguments: dict[str, Any], command: str = ""
+) -> Recommendation | None:
+    """Print the tables, and write them where asked; return what is recommended, if that is asked.
+
+    Parameters
+    ----------
+    command : str
+        See `Recommendation`.
+    """
     from ..fidelity.recommend import recommend, recommendation_text
     from ..fidelity.report import make_report
     from ..fidelity.tables import csv_table, json_report, markdown_table, text_table
@@ -236,7 +243,7 @@ def report_results(plan: Plan, results: Results, arguments: dict[str, Any]) -> R
     sys.stdout.write(text_table(report))
     found = None
     if arguments["target_kl"] is not None:
-        found = recommend(report, plan, arguments["target_kl"])
+        found = recommend(report, plan, arguments["target_kl"], command)
         sys.stdout.write("\n" + recommendation_text(found, report, arguments["target_kl"]) + "\n")
     sys.stdout.flush()
     if arguments["markdown"] is not None:
@@ -249,7 +256,7 @@ def report_results(plan: Plan, results: Results, arguments: dict[str, Any]) -> R
         from ..fidelity.plot import save_plot
 
         save_plot(report, str(arguments["plot"]))
-    return report
+    return found
 
 
 def recommend_for(
@@ -269,10 +276,8 @@ def recommend_for(
         See `Recommendation`.
     """
     from ..fidelity.plan import make_plan
-    from ..fidelity.recommend import recommend
 
     context = fidelity_command.make_context("fidelity", [model, "--own", *options])
     arguments = {**context.params, "text": (), "profile": profile, "target_kl": target_kl}
     plan = make_plan(arguments)
-    report = report_results(plan, run_plan(plan, None), arguments)
-    return recommend(report, plan, target_kl, command)
+    return report_results(plan, run_plan(plan, None), arguments, command)

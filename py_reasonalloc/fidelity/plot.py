@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..engine.errors import ConfigError
-from ..eval.results.plot import LINES, MARKERS, log_ticks, plain
+from ..eval.results.plot import draw_curve, log_ticks, plain
 from ..eval.results.tables import MIB
 from ..output.picture import check_picture, save_figure
-from .report import ArmReport, Report
+from .report import Report
 from .rows import OWN, TEXT
 
 _TITLES = {TEXT: "files", OWN: "the model's own texts"}
@@ -42,7 +40,8 @@ def save_plot(report: Report, path: str) -> None:
     for axes, source in zip(panels, sources):
         arms = [arm for arm in budgeted if arm.source == source]
         for i, method in enumerate(methods):
-            _curve(axes, [arm for arm in arms if arm.method == method], method, i)
+            mine = [arm for arm in arms if arm.method == method]
+            draw_curve(axes, [(arm.kv_bytes / MIB, arm.kl.own) for arm in mine], method, i)
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
         ticks = log_ticks([arm.kv_bytes / MIB for arm in arms])
@@ -55,24 +54,3 @@ def save_plot(report: Report, path: str) -> None:
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.suptitle(plain(str(report.settings.get("model", ""))))
     save_figure(figure, path)
-
-
-def _curve(axes: Any, arms: list[ArmReport], method: str, i: int) -> None:
-    arms = sorted(arms, key=lambda arm: arm.kv_bytes)
-    means = [arm.kl.own for arm in arms]
-    axes.errorbar(
-        [arm.kv_bytes / MIB for arm in arms],
-        [mean.value for mean in means],
-        yerr=[
-            [mean.value - mean.low for mean in means],
-            [mean.high - mean.value for mean in means],
-        ],
-        label=plain(method),
-        color=f"C{i % 10}",
-        marker=MARKERS[i % len(MARKERS)],
-        linestyle=LINES[i // 10 % len(LINES)],
-        markersize=5,
-        linewidth=1.3,
-        elinewidth=0.8,
-        capsize=2,
-    )

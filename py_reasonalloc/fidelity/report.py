@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine.errors import ConfigError
 from ..eval.cases.rows import arm_label
-from ..eval.results.agreement import check_same, profiles_of, versions_of
+from ..eval.results.agreement import check_same, notes_of, profiles_of, versions_of
 from ..eval.results.lines import Results
 from ..eval.results.statistics import Difference, Estimate, paired_difference, wilson
 from .resample import MANY_TEXTS, draw_blocks, ratio_interval
@@ -188,11 +188,7 @@ def make_report(
 def _notes(
     results: Sequence[Results], arms: dict[_Arm, dict[str, Row]], scored: Sequence[_Arm]
 ) -> list[str]:
-    notes = [f"{r.path}: its last line was broken and is left out" for r in results if r.n_dropped]
-    versions = sum(map(versions_of, results), Counter[str]())
-    if len(versions) > 1:
-        counts = ", ".join(f"{versions[name]} of {name}" for name in sorted(versions))
-        notes.append(f"rows are of several versions of reasonalloc: {counts}")
+    notes = notes_of(results, sum(map(versions_of, results), Counter[str]()))
     written = arms.get((WRITTEN, *REFERENCE_ARM), {})
     for arm in scored:
         n_short = len(written) - len(arms[arm]) if arm[0] == OWN else 0

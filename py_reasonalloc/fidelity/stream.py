@@ -17,6 +17,7 @@ import numpy as np
 from llama_cpp import llama_cpp as bindings
 
 from ..engine import bindings as c
+from ..engine.batch import fill_batch, new_batch
 from ..engine.errors import ComputeError, ContextFullError
 from ..eval.cases.methods import Setup
 from ..session.protection import protect
@@ -48,10 +49,7 @@ class Stream:
         self._is_stopped = is_stopped
         self.n_vocab = int(llama.n_vocab())
         self._n_layer = bindings.llama_model_n_layer(llama.model)
-        self._batch = bindings.llama_batch_init(N_ROWS, 0, 1)
-        for i in range(N_ROWS):
-            self._batch.n_seq_id[i] = 1
-            self._batch.seq_id[i][0] = 0
+        self._batch = new_batch(N_ROWS)
 
     def open(self, setup: Setup, n_prompt: int = 0) -> None:
         """Make the cache of an arm, empty.
@@ -115,14 +113,8 @@ class Stream:
             pos = end
 
     def _decode(self, tokens: Sequence[int], pos: int, is_wanted: bool) -> None:
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i] = token
-            batch.pos[i] = pos + i
-            batch.logits[i] = is_wanted
-        batch.logits[len(tokens) - 1] = 1
-        status = bindings.llama_decode(self.llama.ctx, batch)
+        fill_batch(self._batch, tokens, pos, is_wanted)
+        status = bindings.llama_decode(self.llama.ctx, self._batch)
         if status != 0:
             reason = f": {c.last_error()}" if c.last_error() else ""
             raise ComputeError(f"llama_decode returned {status} at position {pos}{reason}")

@@ -8,7 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from numpy_model import NumpyModel
 from reference import Head, forced_scores, loss, mass_of, mass_state, merge, select_keep
 
@@ -247,19 +246,6 @@ def test_sessions_take_a_profile_with_curves(make_gguf, profile) -> None:
 
 
 # --- commands -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def in_process(capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-    def run(command, *arguments):
-        with pytest.raises(SystemExit) as caught:
-            command([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
 
 
 def test_run(in_process, make_gguf, profile, tmp_path) -> None:

@@ -122,17 +122,6 @@ def test_the_first_profile_that_recommends_is_taken(demo_model) -> None:
         recommended_cache(demo_model, "auto")
 
 
-@pytest.fixture
-def in_process(capsys):
-    def run(command, *arguments):
-        with pytest.raises(SystemExit) as caught:
-            command([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
-
-
 def test_from_measuring_to_running(in_process, tmp_path) -> None:
     path, prompts = tmp_path / "p.json", tmp_path / "prompts.txt"
     prompts.write_text("\n".join(generate_problem(1, i, level=2).prompt for i in range(2)))

@@ -74,20 +74,6 @@ def good_file(tmp_path):
     return path
 
 
-@pytest.fixture
-def in_process(capsys, monkeypatch):
-    """Return a function that runs a command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(ROOT)
-
-    def run(command, *arguments):
-        with pytest.raises(SystemExit) as caught:
-            command([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
-
-
 # --- the format ----------------------------------------------------------------------------------
 
 

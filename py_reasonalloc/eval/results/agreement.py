@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...engine.errors import ConfigError
@@ -35,6 +35,21 @@ def versions_of(results: Results) -> Counter[str]:
     of_file = results.settings.get(VERSION)
     versions = (row.version or of_file for row in results.rows)
     return Counter(str(version) for version in versions if version is not None)
+
+
+def notes_of(results: Sequence[Results], versions: Counter[str]) -> list[str]:
+    """Return what a reader must know of files: lines that were broken, rows of several versions.
+
+    Parameters
+    ----------
+    versions : Counter
+        `versions_of` all files together.
+    """
+    notes = [f"{r.path}: its last line was broken and is left out" for r in results if r.n_dropped]
+    if len(versions) > 1:
+        counts = ", ".join(f"{versions[name]} of {name}" for name in sorted(versions))
+        notes.append(f"rows are of several versions of reasonalloc: {counts}")
+    return notes
 
 
 def check_same(

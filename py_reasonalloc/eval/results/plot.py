@@ -9,6 +9,7 @@ from typing import Any
 from ...engine.errors import ConfigError
 from ...output.picture import check_picture, save_figure
 from .report import ArmReport, Report
+from .statistics import Estimate
 from .tables import MIB
 
 MARKERS = "os^vDPX<>*"
@@ -72,20 +73,24 @@ def _draw(axes: Any, report: Report, x_of: Callable[[ArmReport], float]) -> None
     for i, method in enumerate(methods):
         points = [(x_of(arm), arm) for arm in report.arms if arm.method == method and arm.budget]
         shift = math.exp(_SHIFT * (i - (len(methods) - 1) / 2))
-        _curve(axes, [(x * shift, arm) for x, arm in points if x > 0], method, i)
+        shifted = [(x * shift, arm.accuracy) for x, arm in points if x > 0]
+        draw_curve(axes, shifted, method, i, scale=100)
     axes.set_xscale("log")
     axes.grid(alpha=0.3)
 
 
-def _curve(axes: Any, points: list[tuple[float, ArmReport]], method: str, i: int) -> None:
+def draw_curve(
+    axes: Any, points: list[tuple[float, Estimate]], method: str, i: int, scale: float = 1
+) -> None:
+    """Draw the curve of method `i` through estimates times `scale`, with their intervals."""
     points = sorted(points, key=lambda point: point[0])
-    shares = [arm.accuracy for _, arm in points]
+    estimates = [estimate for _, estimate in points]
     axes.errorbar(
         [x for x, _ in points],
-        [100 * share.value for share in shares],
+        [scale * estimate.value for estimate in estimates],
         yerr=[
-            [100 * (share.value - share.low) for share in shares],
-            [100 * (share.high - share.value) for share in shares],
+            [scale * (estimate.value - estimate.low) for estimate in estimates],
+            [scale * (estimate.high - estimate.value) for estimate in estimates],
         ],
         label=plain(method),
         color=f"C{i % 10}",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ...engine.errors import ConfigError
 from ...output.text import printable
 from ..cases.rows import END, Row, arm_label
-from .agreement import VERSION, check_same, profiles_of, versions_of
+from .agreement import VERSION, check_same, notes_of, profiles_of, versions_of
 from .file import Results
 from .statistics import Difference, Estimate, paired_difference, pass_at_1
 
@@ -120,13 +120,11 @@ def make_report(
     arms = _by_arm(results)
     if not arms:
         raise ConfigError(f"{results[0].path}: there are no rows in it yet")
-    notes = [f"{r.path}: its last line was broken and is left out" for r in results if r.n_dropped]
     settings = results[0].settings
     versions = sum(map(versions_of, results), Counter[str]())
     if len(versions) > 1:
         settings = settings | {VERSION: sorted(versions)}
-        counts = ", ".join(f"{versions[name]} of {name}" for name in sorted(versions))
-        notes.append(f"rows are of several versions of reasonalloc: {counts}")
+    notes = notes_of(results, versions)
     labels = {name for method, budget in arms for name in (method, arm_label(method, budget))}
     if baseline is None and BASELINE in labels:
         baseline = BASELINE
