@@ -85,7 +85,7 @@ def test_header(make_gguf, traced) -> None:
     assert header.model
     assert (header.n_layer, header.n_head_kv, header.n_prompt) == (2, (2, 2), 6)
     assert (header.budget, header.buffer, header.sinks, header.window) == (32, 16, 4, 8)
-    assert (header.policy, header.layer_alloc, header.head_alloc) == ("loss", "uniform", "uniform")
+    assert (header.policy, header.layer_alloc, header.head_alloc) == ("rkv", "uniform", "uniform")
     assert header.budgets == ((32, 32), (32, 32))
 
 
