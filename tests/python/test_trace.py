@@ -49,7 +49,7 @@ def traced(make_gguf, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_a_trace_equals_the_engines(make_gguf, tmp_path, heads, suffix) -> None:
     path = tmp_path / f"t{suffix}"
-    with ReasonLlama(make_gguf(), **SMALL, policy="rkv", heads=heads) as llama:
+    with ReasonLlama(make_gguf(), **{**SMALL, "policy": "rkv"}, heads=heads) as llama:
         prompt = llama.tokenize(b"what is it? " * 8)
         with llama.trace_to(path, len(prompt)):
             stream = llama.generate(prompt, temp=0.0)
@@ -85,7 +85,7 @@ def test_header(make_gguf, traced) -> None:
     assert header.model
     assert (header.n_layer, header.n_head_kv, header.n_prompt) == (2, (2, 2), 6)
     assert (header.budget, header.buffer, header.sinks, header.window) == (32, 16, 4, 8)
-    assert (header.policy, header.layer_alloc, header.head_alloc) == ("rkv", "uniform", "uniform")
+    assert (header.policy, header.layer_alloc, header.head_alloc) == ("loss", "uniform", "uniform")
     assert header.budgets == ((32, 32), (32, 32))
 
 
