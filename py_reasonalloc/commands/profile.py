@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from ..profile.files import Profile
 
 
-#: What --recommend compares unless something else is asked for.
-RECOMMEND_METHODS = "rkv,rkv+kv=q8_0,reasonalloc,reasonalloc+kv=q8_0"
+#: What --recommend compares unless something else is asked for: what runs by default, with error
+#: curves and without.
+RECOMMEND_METHODS = "rkv,rkv+kv=q8_0"
+RECOMMEND_BY_CURVES = "loss-error,loss-error+kv=q8_0"
 RECOMMEND_BUDGETS = "64,96,128,192,256,384"
 RECOMMEND_KL = 0.1
 
@@ -93,7 +95,8 @@ RECOMMEND_KL = 0.1
 )
 @click.option(
     "--methods",
-    help=f"With --recommend: what to compare.  [default: {RECOMMEND_METHODS}]",
+    help=f"With --recommend: what to compare.  [default: {RECOMMEND_METHODS}; with error curves "
+    f"{RECOMMEND_BY_CURVES}, too]",
 )
 @click.option("--budgets", help=f"With --recommend.  [default: {RECOMMEND_BUDGETS}]")
 @click.option("--window", type=int, help="With --recommend.  [default: 16]")
@@ -217,8 +220,11 @@ def _recommend(arguments: dict[str, Any], profile: Profile) -> Profile:
     """Return the profile with the smallest cache that is close enough, if there is one."""
     from .eval_fidelity import recommend_for
 
+    methods = RECOMMEND_METHODS
+    if profile.head_error is not None:
+        methods = f"{RECOMMEND_BY_CURVES},{methods}"
     options = [
-        f"--methods={arguments['methods'] or RECOMMEND_METHODS}",
+        f"--methods={arguments['methods'] or methods}",
         f"--budgets={arguments['budgets'] or RECOMMEND_BUDGETS}",
         f"--own-tokens={arguments['steps']}",
         f"--seed={arguments['seed']}",

@@ -91,7 +91,8 @@ budget_options = _options(
     click.option(
         "--policy",
         help="Rule by which tokens stay; see --list-policies. Evicted tokens are merged into kept "
-        "ones with loss, dropped with others, unless --set merge=0|1.  [default: loss]",
+        "ones with loss, dropped with others, unless --set merge=0|1.  [default: loss where "
+        "budgets go by error curves, else rkv]",
     ),
     click.option(
         "--list-policies",

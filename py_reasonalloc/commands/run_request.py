@@ -62,6 +62,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     given = {name: chosen(name) for name in direct if chosen(name) is not None}
     names = (*direct, "method", "layers", "heads", "profile")
     config, profile, by_profile = None, None, True
+    undecided: tuple[str, ...] = ()
     if is_auto:
         config, kv_type, recommended_by = _recommended(arguments, model)
         protect = _protect_prompt(given.get("protect_prompt", "auto"))
@@ -75,6 +76,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
             given = {**PAPER_FIELDS, **given}
         budget = given.get("budget", BudgetConfig.budget)
         given.setdefault("window", max(BudgetConfig.window, min(DEFAULT_WINDOW, budget // 4)))
+        undecided = tuple(name for name in ("policy", "merge") if name not in given)
         config = _budget(given, settings, seed)
         if profile is None and needs_centres(config.policy) and arguments["profile"] != "none":
             profile, by_profile = arguments["profile"] or "auto", False
@@ -90,6 +92,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         profile=profile,
         by_profile=by_profile,
         profile_layers=arguments["layers"] if arguments["layers"] in PROFILED else None,
+        undecided=undecided,
         prefers="wave" if arguments["method"] == PAPER else "error",
         kv_type=kv_type,
         n_ctx=arguments["ctx"] or 0,

@@ -56,7 +56,8 @@ def settle(options: RunOptions, plan: Plan) -> RunOptions:
         profile = resolve_profile(options.model, options.profile, with_curves=wants_curves)
     if profile is not None and options.by_profile:
         preferred = options.prefers if profile.head_error is not None else "wave"
-        config = dataclasses.replace(config, layers=layers or preferred, profile=profile)
+        anew = {name: getattr(BudgetConfig, name) for name in options.undecided}
+        config = dataclasses.replace(config, layers=layers or preferred, profile=profile, **anew)
     elif profile is not None:
         config = dataclasses.replace(config, profile=profile)
     elif needs_centres(config.policy):

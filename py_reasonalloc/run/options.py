@@ -35,6 +35,9 @@ class RunOptions:
     profile_layers : str or None
         Split over layers by that profile, "wave" or "error"; that "auto" finds none is then an
         error. None: as `prefers` says, if there is one.
+    undecided : tuple of str
+        Fields of `config`, "policy" and "merge", that nobody asked for: they go by how the profile
+        splits the budget.
     prefers : str
         Split over layers that a profile is for where `profile_layers` names none: "error" or
         "wave"; a profile without curves serves for the wave.
@@ -71,6 +74,7 @@ class RunOptions:
     profile: str | None = None
     by_profile: bool = True
     profile_layers: str | None = None
+    undecided: tuple[str, ...] = ()
     prefers: str = "error"
     kv_type: str = "f16"
     n_ctx: int = 0

@@ -12,7 +12,7 @@ from ..engine.errors import ConfigError, NotFoundError
 from ..profile.files import Profile, load_profile
 from .centres import centre_table, check_centres, needs_centres
 from .checks import MAX_TOKENS, check_float, check_int, check_table
-from .profiled import PROFILED, check_profile, profile_tables
+from .profiled import AUTO_POLICY, PROFILED, check_profile, default_policy, profile_tables
 
 #: RA_MAX_WINDOW of reasonalloc.h.
 MAX_WINDOW = 1024
@@ -133,7 +133,8 @@ class BudgetConfig:
     budget : int
         Tokens kept per (layer, KV head) after a compression; the mean where tables differ.
     policy : str
-        Which tokens stay: a name from `policy_names()`.
+        Which tokens stay: a name from `policy_names()`, or "auto", which becomes "loss" where
+        layers is "error", "rkv" elsewhere.
     buffer : int
         Tokens decoded between compressions; also the longest piece of a prompt read at once.
     sinks : int
@@ -209,7 +210,7 @@ class BudgetConfig:
     """
 
     budget: int = 256
-    policy: str = "loss"
+    policy: str = AUTO_POLICY
     buffer: int = 128
     sinks: int = 4
     window: int = 8
@@ -248,6 +249,8 @@ class BudgetConfig:
         check_float("decay", self.decay, 0.0, 0.999999)
         if self.merge not in (None, False, True):
             raise ConfigError(f"merge = {self.merge!r} must be 0 or 1")
+        if self.policy == AUTO_POLICY:
+            object.__setattr__(self, "policy", default_policy(self.layers))
         merge = self.policy == "loss" if self.merge is None else bool(self.merge)
         object.__setattr__(self, "merge", merge)
         check_float("bias_max", self.bias_max, 0.0, 10.0)

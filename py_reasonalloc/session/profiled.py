@@ -11,6 +11,18 @@ from ..profile.files import Profile
 #: Splits over layers that need a profile.
 PROFILED = ("wave", "error")
 
+#: Policy that stands for the one that goes with a split.
+AUTO_POLICY = "auto"
+
+
+def default_policy(layers: Any) -> str:
+    """Return the policy that goes with a split over layers.
+
+    loss with the budgets that it was made for, by error curves. With others it is better on one
+    model that was measured and worse on another than rkv (docs/fidelity.md).
+    """
+    return "loss" if layers == "error" else "rkv"
+
 
 def check_profile(layers: Any, profile: Any) -> None:
     """Raise ConfigError unless a split over layers can go by `profile`, or needs none."""

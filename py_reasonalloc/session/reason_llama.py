@@ -77,7 +77,8 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
     layers, heads : optional
         See `BudgetConfig`. None: with a profile "error", or "wave" if it has no error curves; else
         "uniform". Heads of a layer are "uniform" unless told otherwise. So ``profile="auto"`` is
-        what ``reasonalloc-run`` does. Not together with a `BudgetConfig`.
+        what ``reasonalloc-run`` does: "error" with policy "loss" where a profile with error curves
+        fits, else "uniform" with "rkv". Not together with a `BudgetConfig`.
     n_ctx : int
         Length of the context in tokens; 0: as trained.
     n_batch, n_ubatch : int

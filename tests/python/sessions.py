@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from py_reasonalloc import ReasonLlama
 
-#: A cache so small that 120 tokens force several compressions.
-SMALL = {"budget": 32, "buffer": 16, "n_threads_batch": 1}
+#: A cache so small that 120 tokens force several compressions; it merges, so rows carry biases.
+SMALL = {"budget": 32, "buffer": 16, "policy": "loss", "n_threads_batch": 1}
 GREEDY = {"temperature": 0.0}
 
 

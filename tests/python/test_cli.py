@@ -44,7 +44,7 @@ def test_json_report(cli, make_gguf) -> None:
     assert (found["budget"], found["peak_tokens"]) == (32, 48)
     assert found["kv_bytes"] == (32 + 16) * ROW_BYTES
     assert found["kv_bytes_full"] == 205 * ROW_BYTES  # the last token is never decoded
-    assert (found["policy"], found["profile"]) == ("loss", None)
+    assert (found["policy"], found["profile"]) == ("rkv", None)
     assert (found["layers"], found["heads"]) == ("uniform", "uniform")
     # 48 tokens are there when the first compression falls due, then one every 16
     assert found["n_compressions"] == 1 + (205 - 48 - 1) // 16

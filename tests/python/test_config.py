@@ -30,10 +30,8 @@ def test_defaults_are_the_librarys() -> None:
     config = BudgetConfig()
     for name, native_name in NATIVE_NAMES.items():
         assert getattr(config, name) == pytest.approx(getattr(native, native_name)), name
-    # the paper's in C; what was measured to be best in Python
-    assert (config.policy, config.merge) == ("loss", True)
+    assert (config.policy, config.merge) == ("rkv", False)
     assert (native.policy, native.merge) == (b"rkv", 0)
-    assert not BudgetConfig(policy="rkv").merge
     assert native.n_protect == 0 and config.protect_prompt == "off"
     assert (config.layers, config.heads) == ("uniform", "uniform")
     assert (native.layer_alloc, native.head_alloc) == (b"uniform", b"uniform")

@@ -13,13 +13,17 @@ from reference import Head, forced_scores, loss, mass_of, mass_state, merge, sel
 
 from py_reasonalloc import BudgetConfig, BudgetError, ConfigError, ContextError, ReasonLlama
 from py_reasonalloc.commands import profile as profile_cli
+from py_reasonalloc.commands.run import main
 from py_reasonalloc.commands.run import run as run_cli
+from py_reasonalloc.commands.run_request import run_options
 from py_reasonalloc.engine.identity import read_identity
 from py_reasonalloc.profile.files import load_profile
 from py_reasonalloc.profile.head_error import HeadError
 from py_reasonalloc.profile.lookup import cached_path, find_profile, save_to_cache
+from py_reasonalloc.run.allocation import settle
 from py_reasonalloc.run.calibrate import Settings, calibrate
 from py_reasonalloc.run.curves import GRID, CurveMeter, HeadReplay, replay_config
+from py_reasonalloc.run.options import plan_run
 from py_reasonalloc.session.generate import Generation, Sampling
 from py_reasonalloc.session.profiled import head_budgets
 
@@ -245,7 +249,59 @@ def test_sessions_take_a_profile_with_curves(make_gguf, profile) -> None:
         assert len({head.budget for layer in llama.kv_stats().layers for head in layer}) > 2
 
 
+@pytest.mark.parametrize(
+    ("given", "layers", "policy", "is_merged"),
+    [
+        ({}, "uniform", "rkv", False),
+        ({"profile": "auto"}, "error", "loss", True),
+        ({"profile": "auto", "policy": "rkv"}, "error", "rkv", False),
+        ({"profile": "auto", "layers": "wave"}, "wave", "rkv", False),
+        ({"layers": "pyramid"}, "pyramid", "rkv", False),
+        ({"policy": "loss"}, "uniform", "loss", True),
+    ],
+)
+def test_the_policy_goes_with_the_budgets_of_a_session(
+    make_gguf, profile, given, layers, policy, is_merged
+) -> None:
+    """Unless one is asked for."""
+    path = make_gguf(n_layer=2)
+    save_to_cache(profile, read_identity(path))
+    with ReasonLlama(path, budget=64, buffer=BUFFER, **given) as llama:
+        llama.reconfigure(llama.config)  # resolved: the same again
+        config = llama.config
+    assert (config.layers, config.policy, config.merge) == (layers, policy, is_merged)
+    native = config.to_native()
+    assert (native.policy.decode(), native.merge) == (policy, is_merged)
+
+
 # --- commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "layers", "policy", "is_merged"),
+    [
+        ([], "error", "loss", True),
+        (["--set", "merge=0"], "error", "loss", False),
+        (["--policy", "snapkv"], "error", "snapkv", False),
+        (["--layers", "wave"], "wave", "rkv", False),
+        (["--layers", "uniform"], "uniform", "rkv", False),
+        (["--profile", "none"], "uniform", "rkv", False),
+        (["--profile", "none", "--set", "merge=1"], "uniform", "rkv", True),
+        (["--profile", "none", "--policy", "loss"], "uniform", "loss", True),
+        (["--method", "paper"], "wave", "rkv", False),
+    ],
+)
+def test_the_policy_goes_with_the_budgets_of_a_run(
+    make_gguf, profile, given, layers, policy, is_merged
+) -> None:
+    path = make_gguf(n_layer=2)
+    save_to_cache(profile, read_identity(path))
+    arguments = [str(path), "-p", "x" * 40, "--budget", "64", "--protect-prompt", "all", *given]
+    parsed = main.make_context("reasonalloc-run", arguments).params
+    options = run_options(parsed, is_demo=False)
+    config = settle(options, plan_run(options, "x" * 40)).config
+    assert config is not None and (config.layers, config.policy) == (layers, policy)
+    assert config.merge == is_merged
 
 
 def test_run(in_process, make_gguf, profile, tmp_path) -> None:

@@ -324,14 +324,18 @@ def test_a_frozen_program(wheel: Path, tmp_path: Path) -> None:
         "from py_reasonalloc.task.shipped import DEMO_MODEL\n"
         "with ReasonLlama(DEMO_MODEL, budget=64, buffer=16, profile='auto') as llama:\n"
         "    text = llama('x', max_tokens=100, temperature=0)['choices'][0]['text']\n"
-        "    print(len(text) > 0, llama.config.layers, llama.kv_stats().budget)\n"
+        "    config = llama.config\n"
+        "    print(len(text) > 0, config.profile.source, config.layers, llama.kv_stats().budget)\n"
     )
     must(venv.bin / "pyinstaller", "--log-level", "ERROR", "app.py", cwd=tmp_path)
     moved = tmp_path / "moved"
     (tmp_path / "dist" / "app").rename(moved)
     shutil.rmtree(tmp_path / "venv")
     done = subprocess.run([moved / "app"], env={}, cwd=moved, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "True wave 64\n"), done.stderr
+    # a source without a folder: a profile that came along
+    assert (done.returncode, done.stdout) == (0, "True demo-reasoner-horizon error 64\n"), (
+        done.stderr
+    )
 
 
 def test_types_reach_a_user(plain: Venv, tmp_path: Path) -> None:

@@ -410,6 +410,11 @@ def test_rows_of_several_versions_are_named(tmp_path, capsys) -> None:
     assert "several versions of reasonalloc: 2 of 0.1.0, 2 of 0.2.0.dev7+gabc" in out
     assert run(paths[0]) == 0
     assert "several versions" not in capsys.readouterr().out
+    with ResultsFile.open(paths[0], SETTINGS, mix_versions=True) as results_file:
+        for one in arm("snapkv", 64, "01", version="0.2.0.dev7+gabc"):
+            results_file.append(one)
+    assert run(paths[0]) == 0  # one file was made so on purpose
+    assert "2 of 0.1.0, 2 of 0.2.0.dev7+gabc" in " ".join(capsys.readouterr().out.split())
 
 
 # --- the plot ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -126,7 +127,11 @@ def test_from_measuring_to_running(in_process, tmp_path) -> None:
     path, prompts = tmp_path / "p.json", tmp_path / "prompts.txt"
     prompts.write_text("\n".join(generate_problem(1, i, level=2).prompt for i in range(2)))
     measure = (profile_cli.run, "demo", "-o", path, "--cache", "--recommend", "--prompts", prompts)
-    options = ("--steps", 150, "--threads", 1, "--temp", 0, "--methods", "rkv", "--budgets", 72)
+    options = ("--steps", 150, "--threads", 1, "--temp", 0, "--budgets", 72)
+    code, out, err = in_process(*measure, *options, "--target-kl", 1e-6)
+    compared = re.findall(r"^(\S+) +72 ", out, re.MULTILINE)  # the profile has error curves
+    assert sorted(compared) == ["loss-error", "loss-error+kv=q8_0", "rkv", "rkv+kv=q8_0"]
+    options += ("--methods", "rkv")
     code, out, err = in_process(*measure, *options, "--target-kl", 1e-6)
     assert code == 1 and "No cache of these stays within KL 1e-06" in out, err
     assert load_profile(path).recommendation is None

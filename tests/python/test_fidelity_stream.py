@@ -19,6 +19,7 @@ CACHES = {
     "rkv": {},
     "h2o": {"policy": "h2o"},
     "ema": {"policy": "rkv-ema"},
+    "loss": {"policy": "loss"},
     "pyramid": {"layers": "pyramid"},
     "reasonalloc": {"layers": "wave", "heads": "adaptive"},
 }

@@ -49,7 +49,7 @@ def traced(make_gguf, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_a_trace_equals_the_engines(make_gguf, tmp_path, heads, suffix) -> None:
     path = tmp_path / f"t{suffix}"
-    with ReasonLlama(make_gguf(), **SMALL, policy="rkv", heads=heads) as llama:
+    with ReasonLlama(make_gguf(), **{**SMALL, "policy": "rkv"}, heads=heads) as llama:
         prompt = llama.tokenize(b"what is it? " * 8)
         with llama.trace_to(path, len(prompt)):
             stream = llama.generate(prompt, temp=0.0)

@@ -113,7 +113,7 @@ def make_report(
     ConfigError
         Settings differ, a row is in two files, there are no rows, or no such baseline.
     """
-    for i, other in enumerate(results):
+    for i, other in enumerate(results[1:], start=1):
         rows = [row for result in results[:i] for row in result.rows]
         methods = {row.method for row in rows}
         check_same(results[0].settings, other, methods, profiles_of(rows), mix_versions)
