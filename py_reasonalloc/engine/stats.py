@@ -184,6 +184,12 @@ def read_held_prefix(ctx: int, n_layer: int) -> int:
     return shortest
 
 
+def least_capacity(ctx: int, n_layer: int) -> int:
+    """Return how many tokens every head can hold."""
+    heads = ((il, ih) for il in range(n_layer) for ih in range(c.ra_n_head_kv(ctx, il)))
+    return min((_head_stats(ctx, il, ih).capacity for il, ih in heads), default=0)
+
+
 def _head_stats(ctx: int, il: int, ih: int) -> HeadStats:
     native = c.ra_head_stats(size=ctypes.sizeof(c.ra_head_stats))
     c.check(c.ra_head_stats_get(ctx, il, ih, ctypes.byref(native)))

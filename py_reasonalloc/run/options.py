@@ -166,6 +166,7 @@ def session_arguments(options: RunOptions, plan: Plan, n_ctx: int) -> dict[str, 
         "n_gpu_layers": options.n_gpu_layers,
         "type_k": options.kv_type,
         "type_v": options.kv_type,
+        "checkpoints": 0,  # one prompt is read, once
         "verbose": options.verbose,
         **plan.rope,
     }

@@ -30,11 +30,13 @@ from ..engine.stats import (
 )
 from ..profile.files import Profile
 from .arguments import check_keywords, check_paths, check_threads, session_config
+from .checkpoints import DEFAULT_BYTES
+from .checks import check_int
 from .config import BudgetConfig, kv_type_id
 from .foreign import Tolerant
 from .guard import guarded
 from .opening import pending_budget
-from .protection import n_protectable, protect
+from .reading import PromptReader
 from .rows import reserve_rows
 from .state import Restorable
 from .steering import Steerable
@@ -87,6 +89,9 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
     type_k, type_v : str or int
         Cache types: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, or
         numbers of enum ggml_type.
+    checkpoints : int
+        With a budget: bytes of RAM for snapshots, from which a changed prompt is gone on instead of
+        being read anew, with the same text; 0: none. None are taken with ``logits_all=True``.
     verbose : bool
         Let llama.cpp log to stderr.
     **kwargs
@@ -125,10 +130,12 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         flash_attn: bool = True,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
+        checkpoints: int = DEFAULT_BYTES,
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
         self._guard()
+        check_int("checkpoints", checkpoints, 0, 2**62)
         check_keywords(ReasonLlama.__init__, kwargs)
         check_paths(kwargs)
         shared: dict[str, Any] = {
@@ -153,6 +160,8 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         if kwargs.get("vocab_only") and n_ctx == 0:
             n_ctx = VOCAB_N_CTX  # without its hyperparameters a model has no trained length
         logits_all = kwargs.pop("logits_all", False)
+        self._reader = PromptReader(0 if logits_all else checkpoints)
+        self._checkpoint_bytes = checkpoints
         kwargs.update(
             n_ctx=n_ctx,
             n_batch=n_batch,
@@ -212,6 +221,7 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
             setattr(params, name, kind)
         self._ctx.close()
         self.n_tokens, self._requires_eval, self._sampler = 0, True, None
+        self._reader = PromptReader(self._reader.store.limit)
         with pending_budget(self, self.model_path, self.verbose):
             self._ctx = self._stack.enter_context(
                 contextlib.closing(
@@ -276,9 +286,15 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
             )
         if len(tokens) == 0:
             return
-        if self.config is not None:
-            self._align_cache()
-        self._decode(tokens)
+        if self.config is None:
+            self._decode(tokens)
+            return
+        self._align_cache()
+        start = self.n_tokens
+        for end, is_checkpoint in self._reader.calls(self, len(tokens)):
+            self._decode(tokens[self.n_tokens - start : end - start])
+            if is_checkpoint:
+                self._reader.keep(self)
 
     def _align_cache(self) -> None:
         """Make the cache hold exactly the session's tokens.
@@ -336,8 +352,9 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
     ) -> Generator[int, Sequence[int] | None, None]:
         """Generate tokens after a prompt; see `llama_cpp.Llama.generate` for the parameters.
 
-        Ends at the end of the context. The prompt is protected as configured; tokens of an earlier
-        call are reused only where the cache is what a fresh reading of the prompt could have left.
+        Ends at the end of the context. The prompt is protected as configured. Tokens of earlier
+        calls are reused where the cache or a checkpoint is what reading the whole prompt would have
+        left, or where the prompt goes on after all that the session holds.
 
         Raises
         ------
@@ -357,7 +374,7 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
                 f"{self._n_ctx}"
             )
         if reset and self.config is not None:
-            protect(self, n_protectable(self, tokens))
+            self._reader.begin(self, tokens)
         try:
             yield from super().generate(tokens, *args, **kwargs)
         except ContextFullError:

@@ -10,7 +10,9 @@ import llama_cpp
 
 from ..engine import bindings as c
 from ..engine.errors import StateError
+from .checkpoints import Checkpoints
 from .config import BudgetConfig
+from .reading import PromptReader
 from .rows import reserve_rows
 from .tracer import Traceable
 
@@ -20,8 +22,20 @@ class Restorable(Traceable):
 
     config: BudgetConfig | None = None
     _n_protect: int
+    _checkpoint_bytes: int
+    _reader: PromptReader
     _asks_cache = False  # before a completion: a state that does not fit is then no failure
     _has_warned = False
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The snapshots that there are; none without a budget."""
+        return self._reader.store
+
+    @property
+    def n_reused(self) -> int:
+        """Tokens of the last prompt that were not read: the cache held them, or a checkpoint."""
+        return self._reader.n_reused
 
     def save_state(self) -> llama_cpp.LlamaState:
         """Return a copy of the session's tokens and cache.
@@ -90,4 +104,5 @@ class Restorable(Traceable):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state["budget"] = self.config
+        state["checkpoints"] = self._checkpoint_bytes
         return state

@@ -153,6 +153,11 @@ class Traceable(Guarded):
 
     _tracer: Tracer | None = None
 
+    @property
+    def is_traced(self) -> bool:
+        """A trace is running: it is to see every compression."""
+        return self._tracer is not None
+
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens; while a trace is running, with its bookkeeping between batches."""
         tracer = self._tracer
