@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import llama_cpp
+from llama_cpp import llama_cpp as bindings
 
 from ..engine import bindings as c
 from ..engine.errors import StateError
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, read_sequence, write_sequence
 from .config import BudgetConfig
 from .reading import PromptReader
 from .rows import reserve_rows
+from .signature import difference, signature
 from .tracer import Traceable
 
 
@@ -26,6 +30,7 @@ class Restorable(Traceable):
     _reader: PromptReader
     _asks_cache = False  # before a completion: a state that does not fit is then no failure
     _has_warned = False
+    _known_signature: tuple[BudgetConfig | None, dict[str, str]] | None = None
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -48,7 +53,7 @@ class Restorable(Traceable):
         state = super().save_state()
         if state.llama_state_size == 0:
             raise StateError("the state could not be saved")
-        vars(state)["n_protect"] = self._n_protect
+        vars(state).update(n_protect=self._n_protect, signature=self._signature())
         return state
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
@@ -57,26 +62,79 @@ class Restorable(Traceable):
         Raises
         ------
         StateError
-            It does not fit this model or budget. The session is then empty.
+            It is damaged, or of another model, budget or context. Nothing has changed then.
         """
         try:
-            if len(state.input_ids) != len(self.input_ids):
-                raise ValueError(f"it was saved with a context of {len(state.input_ids)} tokens")
-            if self.config is not None:  # the split over the layers hangs on it
-                self.clear()
-                self._n_protect = getattr(state, "n_protect", 0)
-                c.check(c.ra_set_protect(self.ctx, self._n_protect))
-            reserve_rows(self, len(state.scores))
-            super().load_state(state)
-            if self.n_cached() != state.n_tokens:
-                raise ValueError("its cache and its tokens differ in length")
-        except (RuntimeError, ValueError) as error:
-            self.clear()
+            self._check_state(state)
+            with self._kept_on_failure():
+                self._put_state(state)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             message = f"the state does not fit this session: {error}"
             if self._asks_cache:
                 self._warn_once()
                 raise KeyError(message) from None
             raise StateError(message) from None
+        reserve_rows(self, len(state.scores))
+        self.scores[: len(state.scores)] = state.scores
+        self.input_ids[:] = state.input_ids
+        self.n_tokens, self._seed, self._requires_eval = state.n_tokens, state.seed, True
+
+    def _check_state(self, state: llama_cpp.LlamaState) -> None:
+        """Raise ValueError for what is wrong with a state, as far as its parts tell."""
+        if len(state.input_ids) != len(self.input_ids):
+            raise ValueError(f"it was saved with a context of {len(state.input_ids)} tokens")
+        saved = getattr(state, "signature", None)
+        if saved is None and self.config is not None:
+            raise ValueError("it was saved without a budget, or by another version")
+        reason = None if saved is None else difference(saved, self._signature())
+        if reason is not None:
+            raise ValueError(reason)
+        if not 0 <= state.n_tokens <= len(self.input_ids):
+            raise ValueError(f"it is damaged: it has {state.n_tokens} tokens")
+        if state.scores.ndim != 2 or state.scores.shape[1] != self.scores.shape[1]:
+            raise ValueError("it is damaged: its logits are of another vocabulary")
+        if len(state.scores) > len(self.input_ids):
+            raise ValueError("it is damaged: it has more logits than tokens")
+        if len(state.llama_state) != state.llama_state_size:
+            raise ValueError("it is damaged: it has lost some of its bytes")
+
+    def _put_state(self, state: llama_cpp.LlamaState) -> None:
+        n_bytes = state.llama_state_size
+        if self._tracer is not None:
+            self._tracer.is_stale = True
+        self._protect_for_state(getattr(state, "n_protect", 0))
+        data = (ctypes.c_uint8 * n_bytes).from_buffer_copy(state.llama_state)
+        if bindings.llama_state_set_data(self._ctx.ctx, data, n_bytes) != n_bytes:
+            raise ValueError("it is damaged, or of another kind of cache")
+        if self.n_cached() != state.n_tokens:
+            raise ValueError("it is damaged: its cache and its tokens differ in length")
+
+    def _protect_for_state(self, n_protect: int) -> None:
+        """Empty the cache, and split its budget as a state wants it that is put into it."""
+        self._ctx.kv_cache_clear()
+        if self.config is not None:
+            c.check(c.ra_set_protect(self.ctx, n_protect))
+            self._n_protect = n_protect
+
+    @contextlib.contextmanager
+    def _kept_on_failure(self) -> Iterator[None]:
+        """Put the cache back as it is now if the block, which replaces it, raises."""
+        n_protect, n_cached = self._n_protect, self.n_cached()
+        before = read_sequence(self._ctx.ctx) if n_cached > 0 else None
+        if n_cached > 0 and before is None:
+            raise ValueError("the session's own state could not be set aside")
+        try:
+            yield
+        except BaseException:
+            self._protect_for_state(n_protect)
+            if before is not None and not write_sequence(self._ctx.ctx, before):
+                self.clear()
+            raise
+
+    def _signature(self) -> dict[str, str]:
+        if self._known_signature is None or self._known_signature[0] is not self.config:
+            self._known_signature = self.config, signature(self)
+        return self._known_signature[1]
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, None]:
         """As the base class: for it, a prompt cache without a fitting state raises KeyError."""

@@ -173,12 +173,6 @@ class Traceable(Guarded):
                 finally:
                     tracer.settle()
 
-    def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """Continue from a saved state; see the class that is used."""
-        if self._tracer is not None:
-            self._tracer.is_stale = True
-        super().load_state(state)
-
     @contextlib.contextmanager
     def trace(self, callback: Callable[[Compression], None]) -> Iterator[None]:
         """Call `callback` with every compression inside the block.
