@@ -27,7 +27,7 @@ import numpy as np
 from llama_cpp import llama_cpp as bindings
 
 from ..engine import bindings as c
-from ..engine.stats import engine_stats, least_capacity
+from ..engine.stats import engine_stats
 from .checkpoints import Checkpoints, Found, Snapshot, read_sequence, write_sequence
 from .protection import n_protectable, protect, splits_by_protection
 
@@ -115,7 +115,7 @@ class PromptReader:
         if not write_sequence(session.ctx, found.snapshot.state) or session.n_cached() != n:
             session.clear()
             return
-        c.check(c.ra_set_protect(session.ctx, n_protect))
+        c.check(c.ra_set_protect(session.ctx, 0, n_protect))
         session.input_ids[:n] = tokens[:n]
         session.n_tokens = n
 
@@ -160,5 +160,5 @@ def _n_usable(session: Any, tokens: Sequence[int]) -> int:
         return n_shared
     if engine_stats(session.ctx).n_compressions > 0:
         return 0
-    n_layer = bindings.llama_model_n_layer(session.model)
-    return n_shared if len(tokens) <= least_capacity(session.ctx, n_layer) else 0
+    capacity = session.n_cached() + int(c.ra_room(session.ctx, 0))
+    return n_shared if len(tokens) <= capacity else 0

@@ -113,7 +113,7 @@ class Restorable(Traceable):
         """Empty the cache, and split its budget as a state wants it that is put into it."""
         self._ctx.kv_cache_clear()
         if self.config is not None:
-            c.check(c.ra_set_protect(self.ctx, n_protect))
+            c.check(c.ra_set_protect(self.ctx, 0, n_protect))
             self._n_protect = n_protect
 
     @contextlib.contextmanager

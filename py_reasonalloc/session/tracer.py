@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from ..engine import bindings as c
