@@ -8,7 +8,6 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from llama_cpp import _internals
 from llama_cpp import llama_cpp as bindings
@@ -21,7 +20,6 @@ from ..engine.errors import (
     UnsupportedError,
 )
 from ..engine.modelfile import check_model_file
-from ..engine.pieces import Pieces
 from ..engine.stats import (
     KVStats,
     MemoryUse,
@@ -33,6 +31,7 @@ from .arguments import check_keywords, check_paths, check_threads, session_confi
 from .checkpoints import DEFAULT_BYTES
 from .checks import check_int
 from .config import BudgetConfig, kv_type_id
+from .drafts import AllLogits, FittingDrafts, with_drafts
 from .foreign import Tolerant
 from .guard import guarded
 from .opening import pending_budget
@@ -43,7 +42,6 @@ from .steering import Steerable
 
 #: Arguments that go with the stock cache only.
 NEED_STOCK = {
-    "draft_model": "needs the stock cache",
     "embedding": "takes several sequences, which only the stock cache holds",
 }
 
@@ -57,8 +55,8 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
 
     Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
     silent by default (``verbose=False``), flash attention is on, and the context is as long as the
-    model was trained for (``n_ctx=0``), which costs no cache memory with a budget. Speculative
-    decoding (``draft_model``) and several sequences (``embedding=True``) need the stock cache.
+    model was trained for (``n_ctx=0``), which costs no cache memory with a budget. For several
+    sequences (``embedding=True``) it needs the stock cache.
 
     A session may be used from several threads: calls take turns (`py_reasonalloc.session.turns`).
     In a forked process it raises ContextError, and so does every call once it is closed.
@@ -110,6 +108,7 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
     _n_ctx: int
     _ctx: Any
     _logits_all: bool
+    _batch: Any
 
     def __init__(
         self,
@@ -154,9 +153,11 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
             for name, why in NEED_STOCK.items():
                 if kwargs.get(name):
                     raise UnsupportedError(f"{name} {why}: pass budget=None")
+            if kwargs.get("draft_model") is not None:
+                self.config = with_drafts(self.config, kwargs["draft_model"])
+                kwargs["draft_model"] = FittingDrafts(kwargs["draft_model"], self)
         self._n_protect = 0 if self.config is None else self.config.to_native().n_protect
         self._decode_error = ""
-        self._pieces: dict[bool, Pieces] = {}
         if kwargs.get("vocab_only") and n_ctx == 0:
             n_ctx = VOCAB_N_CTX  # without its hyperparameters a model has no trained length
         logits_all = kwargs.pop("logits_all", False)
@@ -173,8 +174,14 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         )
         self._open(check_model_file(model_path), kwargs)
         # The base class would allocate n_ctx rows.
-        self._logits_all = self._logits_all or logits_all
-        self.scores = np.zeros((1, self._n_vocab), dtype=np.single)
+        n_rows = 1
+        if self.config is None or self.draft_model is None:
+            self._logits_all = self._logits_all or logits_all
+        else:
+            self._logits_all = logits_all
+            self._batch = AllLogits(self._batch)
+            n_rows += self.config.n_draft  # the base class looks back into a draft
+        self.scores = np.zeros((n_rows, self._n_vocab), dtype=np.single)
         # llama.cpp rounds the context up to a multiple of 256; the base class has room for n_ctx.
         self._n_ctx = min(self._n_ctx, len(self.input_ids))
 
@@ -209,8 +216,10 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         ids = {name: kv_type_id(kind) for name, kind in types.items() if kind is not None}
         if self.lora_path is not None:
             raise UnsupportedError("a session with a LoRA adapter cannot be reconfigured")
+        if self.draft_model is not None and (config is None or self.config is None):
+            raise UnsupportedError("a draft_model is for one kind of cache: open a session")
         if config is not None and self.draft_model is not None:
-            raise UnsupportedError("draft_model needs the stock cache: pass budget=None")
+            config = with_drafts(config, self.draft_model.model)
         self.config = config
         self._n_protect = 0 if config is None else config.to_native().n_protect
         params = self.context_params
@@ -244,29 +253,6 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
     def memory_use(self) -> MemoryUse:
         """Return the bytes of weights, cache and buffers, as the engine reports them."""
         return read_memory_use(self.ctx, self.config is not None)
-
-    # --- text ------------------------------------------------------------------------------------
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Turn text into tokens, as the base class does; ContextError if the session is closed."""
-        return super().tokenize(text, add_bos, special)
-
-    def detokenize(
-        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
-    ) -> bytes:
-        """Turn tokens into text, as the base class does; ContextError if the session is closed."""
-        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
-            return super().detokenize(tokens, prev_tokens, special)
-        pieces = self.pieces(special)
-        text = b"".join([pieces[token] for token in tokens])
-        is_start = len(tokens) > 0 and tokens[0] == self.token_bos()
-        return text[1:] if is_start and text.startswith(b" ") else text
-
-    def pieces(self, special: bool = False) -> Pieces:
-        """Return the table token -> bytes of the model's vocabulary."""
-        if special not in self._pieces:
-            self._pieces[special] = Pieces(self._model.vocab, special)
-        return self._pieces[special]
 
     # --- decoding --------------------------------------------------------------------------------
 
@@ -375,10 +361,19 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
             )
         if reset and self.config is not None:
             self._reader.begin(self, tokens)
+        stream = super().generate(list(tokens), *args, **kwargs)
+        n_known, sent = n_before + len(tokens), None
         try:
-            yield from super().generate(tokens, *args, **kwargs)
-        except ContextFullError:
+            while True:
+                token = stream.send(sent)
+                sent = yield token
+                n_known += 1 + len(sent or ())
+        except (StopIteration, ContextFullError):
             return
+        finally:
+            stream.close()
+            if self.n_tokens > n_known:  # drafts that were never verified
+                self.n_tokens, self._requires_eval = n_known, True
 
     # --- life time -------------------------------------------------------------------------------
 

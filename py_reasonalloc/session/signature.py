@@ -19,7 +19,7 @@ Signature = Mapping[str, str]
 _LEFT_OUT = ("protect_prompt", "policy_seed", "profile", "attention", "n_draft")
 
 
-def signature(session: Any) -> dict[str, str]:
+def signature_of(session: Any) -> dict[str, str]:
     """Return name -> value of everything that a state depends on: model, cache types, budget."""
     params = session.context_params
     found = {

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 from llama_cpp import llama_cpp as bindings
 
 from ..engine import bindings as c
 from ..engine.errors import StateError
 from .checkpoints import Checkpoints, read_sequence, write_sequence
 from .config import BudgetConfig
+from .drafts import FittingDrafts
 from .reading import PromptReader
 from .rows import reserve_rows
-from .signature import difference, signature
+from .signature import Signature, difference, signature_of
 from .tracer import Traceable
 
 
@@ -53,7 +56,7 @@ class Restorable(Traceable):
         state = super().save_state()
         if state.llama_state_size == 0:
             raise StateError("the state could not be saved")
-        vars(state).update(n_protect=self._n_protect, signature=self._signature())
+        vars(state).update(n_protect=self._n_protect, signature=self.signature())
         return state
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
@@ -79,6 +82,51 @@ class Restorable(Traceable):
         self.input_ids[:] = state.input_ids
         self.n_tokens, self._seed, self._requires_eval = state.n_tokens, state.seed, True
 
+    def load_sequence(
+        self,
+        tokens: Sequence[int],
+        state: npt.NDArray[np.uint8],
+        n_protect: int,
+        saved: Signature,
+    ) -> None:
+        """Continue from the state of a sequence, as `read_sequence` returned it.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            What the state stands for, or more; its last one is to be decoded next.
+        n_protect : int
+            Positions that it protects.
+        saved : mapping
+            `signature` of the session that it is of.
+
+        Raises
+        ------
+        StateError
+            It is damaged, or of another model, budget or context. Nothing has changed then.
+        """
+        try:
+            reason = difference(saved, self.signature())
+            if reason is not None:
+                raise ValueError(reason)
+            if len(tokens) > self._n_ctx:
+                raise ValueError(f"its {len(tokens)} tokens exceed the context of {self._n_ctx}")
+            if min(tokens) < 0 or max(tokens) >= self._n_vocab:
+                raise ValueError("its tokens are of another vocabulary")
+            with self._kept_on_failure():
+                self._protect_for_state(n_protect)
+                if not write_sequence(self._ctx.ctx, state):
+                    raise ValueError("it is damaged, or of another kind of cache")
+                n_held = self.n_cached()
+                if n_held == len(tokens) and self._ctx.kv_cache_seq_rm(-1, n_held - 1, -1):
+                    n_held -= 1
+                if not 0 < n_held < len(tokens):
+                    raise ValueError("its cache and its tokens differ in length")
+        except (RuntimeError, ValueError) as error:
+            raise StateError(f"the state does not fit this session: {error}") from None
+        self.input_ids[:n_held] = tokens[:n_held]
+        self.n_tokens, self._requires_eval = n_held, True
+
     def _check_state(self, state: llama_cpp.LlamaState) -> None:
         """Raise ValueError for what is wrong with a state, as far as its parts tell."""
         if len(state.input_ids) != len(self.input_ids):
@@ -86,7 +134,7 @@ class Restorable(Traceable):
         saved = getattr(state, "signature", None)
         if saved is None and self.config is not None:
             raise ValueError("it was saved without a budget, or by another version")
-        reason = None if saved is None else difference(saved, self._signature())
+        reason = None if saved is None else difference(saved, self.signature())
         if reason is not None:
             raise ValueError(reason)
         if not 0 <= state.n_tokens <= len(self.input_ids):
@@ -100,8 +148,6 @@ class Restorable(Traceable):
 
     def _put_state(self, state: llama_cpp.LlamaState) -> None:
         n_bytes = state.llama_state_size
-        if self._tracer is not None:
-            self._tracer.is_stale = True
         self._protect_for_state(getattr(state, "n_protect", 0))
         data = (ctypes.c_uint8 * n_bytes).from_buffer_copy(state.llama_state)
         if bindings.llama_state_set_data(self._ctx.ctx, data, n_bytes) != n_bytes:
@@ -111,6 +157,8 @@ class Restorable(Traceable):
 
     def _protect_for_state(self, n_protect: int) -> None:
         """Empty the cache, and split its budget as a state wants it that is put into it."""
+        if self._tracer is not None:
+            self._tracer.is_stale = True
         self._ctx.kv_cache_clear()
         if self.config is not None:
             c.check(c.ra_set_protect(self.ctx, 0, n_protect))
@@ -131,9 +179,10 @@ class Restorable(Traceable):
                 self.clear()
             raise
 
-    def _signature(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
+        """Return what a state of this session depends on: name -> value."""
         if self._known_signature is None or self._known_signature[0] is not self.config:
-            self._known_signature = self.config, signature(self)
+            self._known_signature = self.config, signature_of(self)
         return self._known_signature[1]
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, None]:
@@ -163,4 +212,6 @@ class Restorable(Traceable):
         state: dict[str, Any] = super().__getstate__()
         state["budget"] = self.config
         state["checkpoints"] = self._checkpoint_bytes
+        if isinstance(self.draft_model, FittingDrafts):
+            state["draft_model"] = self.draft_model.model
         return state
