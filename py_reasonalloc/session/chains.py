@@ -186,8 +186,12 @@ def check_target(name: str, inputs: tuple[str | None, ...]) -> Path:
         fault = f"there is no folder {file.parent}"
     elif not os.access(file if file.exists() else file.parent, os.W_OK):
         fault = "no permission"
-    elif any(other and file.exists() and os.path.samefile(file, other) for other in inputs):
+    elif any(_are_one(file, Path(other)) for other in inputs if other):
         fault = "this run reads it"
     if fault is not None:
         raise ConfigError(f"{file}: the state cannot be written: {fault}")
     return file
+
+
+def _are_one(file: Path, other: Path) -> bool:
+    return file.exists() and other.exists() and file.samefile(other)

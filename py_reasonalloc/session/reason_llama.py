@@ -374,6 +374,8 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
             stream.close()
             if self.n_tokens > n_known:  # drafts that were never verified
                 self.n_tokens, self._requires_eval = n_known, True
+                if self._ctx.ctx is not None:
+                    self._ctx.kv_cache_seq_rm(-1, n_known, -1)
 
     # --- life time -------------------------------------------------------------------------------
 

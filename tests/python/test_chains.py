@@ -12,7 +12,7 @@ from py_reasonalloc import StateError
 from py_reasonalloc.commands import run as command
 from py_reasonalloc.session.chains import MAGIC, read_chain
 
-GREEDY = ("--temp", 0, "--json")
+GREEDY = ("--temp", 0, "--threads", 1, "--json")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def fails(in_process):
 
 VARIANTS = {
     "default": (),
-    "rkv": ("--policy", "rkv", "--budget", 48, "--buffer", 16),
+    "rkv": ("--policy", "rkv", "--budget", 96, "--buffer", 16),
     "q8_0": ("--kv-type", "q8_0", "--heads", "adaptive"),
     "protected": ("--protect-prompt", "all", "--budget", 160, "--layers", "pyramid"),
     "stock": ("--no-budget",),
@@ -75,9 +75,9 @@ def test_a_chain_that_ended_has_nothing_more(run, tmp_path) -> None:
 def test_a_character_cut_in_two_is_whole_in_the_end(make_gguf, run, tmp_path) -> None:
     """Text of bytes: most cuts fall inside a character, or what may be one."""
     model, file = make_gguf(), tmp_path / "chain.state"
-    options = (model, "-p", "hello", "--budget", 32, "--buffer", 16, "--window", 8)
-    whole = run(*options, "-n", 60)["text"]
-    text = run(*options, "-n", 10, "--save-state", file)["text"]
+    options = (model, "--budget", 32, "--buffer", 16, "--window", 8)
+    whole = run(*options, "-p", "hello", "-n", 60)["text"]
+    text = run(*options, "-p", "hello", "-n", 10, "--save-state", file)["text"]
     for _ in range(10):
         text += run(*options, "-n", 5, "--load-state", file, "--save-state", file)["text"]
     assert text.rstrip("\ufffd") == whole.rstrip("\ufffd")
@@ -98,7 +98,7 @@ def chain(demo_model, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        (("--budget", 40), "it was saved with budget = "),
+        (("--budget", 100), "it was saved with budget = "),
         (("--policy", "rkv"), "it was saved with policy = loss, here it is rkv"),
         (("--kv-type", "q8_0"), "it was saved with cache types = 1, 1, here it is 8, 8"),
         (("--no-budget",), "here it is none"),
@@ -112,7 +112,7 @@ def test_a_chain_of_other_options_is_refused(fails, chain, options, pattern) -> 
 
 
 def test_a_chain_of_another_model_is_refused(fails, chain, make_gguf) -> None:
-    code, message = fails(make_gguf(), "--budget", 64, "--load-state", chain)
+    code, message = fails(make_gguf(), "--budget", 160, "--load-state", chain)
     assert code == 1
     assert "it was saved with another model" in message
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from llama_cpp import LlamaPromptLookupDecoding
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from sessions import SMALL, kept_by_all, n_decoded
 
 from py_reasonalloc import BudgetConfig, ConfigError, ReasonLlama
@@ -20,6 +20,8 @@ CONFIGS = {
     "adaptive": BudgetConfig(budget=48, buffer=24, policy="rkv-ema", heads="adaptive"),
 }
 N_TEXT = 150
+#: Threads that wait for each other are slow on a machine that others use.
+FEW = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1}
 
 
 class Oracle:
@@ -39,7 +41,7 @@ class Oracle:
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_text_and_compressions_are_those_without_drafts(demo_model, name, kv_type) -> None:
-    shared = {"n_ctx": 1024, "n_threads": 1, "type_k": kv_type, "type_v": kv_type}
+    shared = {**FEW, "type_k": kv_type, "type_v": kv_type}
     with ReasonLlama(demo_model, CONFIGS[name], **shared) as plain:
         prompt = plain.tokenize(SAMPLE_PROBLEM.prompt.encode())
         seen = []
@@ -70,11 +72,11 @@ def plain_length(prompt: list[int]) -> int:
 
 
 def test_right_drafts_save_steps(demo_model) -> None:
-    with ReasonLlama(demo_model, CONFIGS["rkv"], n_ctx=1024) as plain:
+    with ReasonLlama(demo_model, CONFIGS["rkv"], **FEW) as plain:
         prompt = plain.tokenize(SAMPLE_PROBLEM.prompt.encode())
         text = list(islice(plain.generate(prompt, temp=0.0, top_k=0), 100))
     oracle, calls = Oracle(prompt + text, 100, 7), []
-    with ReasonLlama(demo_model, CONFIGS["rkv"], n_ctx=1024, draft_model=oracle) as llama:
+    with ReasonLlama(demo_model, CONFIGS["rkv"], **FEW, draft_model=oracle) as llama:
         former = llama._ctx.decode
         llama._ctx.decode = lambda batch: (calls.append(batch.n_tokens()), former(batch))[1]
         assert list(islice(llama.generate(prompt, temp=0.0, top_k=0), 100)) == text
@@ -83,7 +85,7 @@ def test_right_drafts_save_steps(demo_model) -> None:
 
 
 def test_sampling_with_a_seed_goes_on_whatever_is_drafted(demo_model) -> None:
-    config = {"budget": CONFIGS["rkv"], "n_ctx": 1024, "draft_model": LlamaPromptLookupDecoding()}
+    config = {"budget": CONFIGS["rkv"], **FEW, "draft_model": LlamaPromptLookupDecoding()}
     with ReasonLlama(demo_model, **config) as llama:
         llama.set_seed(3)
         tokens = llama.tokenize(SAMPLE_PROBLEM.prompt.encode())
@@ -95,13 +97,13 @@ def test_sampling_with_a_seed_goes_on_whatever_is_drafted(demo_model) -> None:
 
 def test_a_conversation_goes_on_after_a_text_with_drafts(demo_model) -> None:
     """What was drafted and not verified is no part of the session."""
-    with ReasonLlama(demo_model, CONFIGS["rkv"], n_ctx=1024) as plain:
+    with ReasonLlama(demo_model, CONFIGS["rkv"], **FEW) as plain:
         prompt = plain.tokenize(SAMPLE_PROBLEM.prompt.encode())
         text = list(islice(plain.generate(prompt, temp=0.0, top_k=0), 60))
         after = [*prompt, *text, *prompt[1:20]]
         expected = list(islice(plain.generate(after, temp=0.0, top_k=0), 30))
     oracle = Oracle(prompt + text + [7] * 400, 100, 8)
-    with ReasonLlama(demo_model, CONFIGS["rkv"], n_ctx=1024, draft_model=oracle) as llama:
+    with ReasonLlama(demo_model, CONFIGS["rkv"], **FEW, draft_model=oracle) as llama:
         assert list(islice(llama.generate(prompt, temp=0.0, top_k=0), 60)) == text
         assert list(islice(llama.generate(after, temp=0.0, top_k=0), 30)) == expected
         assert llama.n_reused == len(prompt) + 59

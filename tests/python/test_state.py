@@ -151,9 +151,8 @@ def test_a_disk_cache_keeps_what_a_state_depends_on(make_gguf, tmp_path) -> None
         llama("hello world", max_tokens=40, temperature=0.0)
     with ReasonLlama(make_gguf(), **SMALL) as llama:
         llama.set_cache(LlamaDiskCache(str(tmp_path / "states")))
-        assert (
-            llama("hello world", max_tokens=80, temperature=0.0)["choices"][0]["text"] == expected
-        )
+        done = llama("hello world", max_tokens=80, temperature=0.0)
+        assert done["choices"][0]["text"] == expected
         state = llama.cache[llama.tokenize(b"hello world")]
         assert state.signature == llama.signature()
 
