@@ -90,4 +90,5 @@ class Restorable(Traceable):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state["budget"] = self.config
+        state["n_seq_max"] = self.context_params.n_seq_max
         return state
