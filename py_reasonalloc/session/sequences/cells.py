@@ -9,7 +9,9 @@ from llama_cpp import llama_cpp as bindings
 
 from ...engine import bindings as c
 from ...engine.errors import ComputeError
+from .drawing import logits_row
 from .pieces import Piece, fill
+from .request import TokenLogprob, token_logprob
 
 
 class Cells:
@@ -23,6 +25,7 @@ class Cells:
 
     def __init__(self, llama: Any) -> None:
         self._ctx = llama.ctx
+        self._n_vocab = llama.n_vocab()
         self._memory = bindings.llama_get_memory(llama.ctx)
         self._batch: Any = bindings.llama_batch_init(llama.n_batch, 0, 1)
 
@@ -46,6 +49,21 @@ class Cells:
             reason = c.last_error() if c.last_error() != former else ""
             raise ComputeError(": ".join(filter(None, (f"llama_decode returned {status}", reason))))
         return rows
+
+    def prompt_logprobs(self, piece: Piece, row: int) -> list[TokenLogprob]:
+        """Return those of a prompt's tokens that follow the piece's, just decoded.
+
+        Parameters
+        ----------
+        row : int
+            The piece's first row.
+        """
+        request, found = piece.chain.request, []
+        for position in range(piece.start, min(piece.end, len(request.prompt) - 1)):
+            logits = logits_row(self._ctx, row + position - piece.start, self._n_vocab)
+            token = request.prompt[position + 1]
+            found.append(token_logprob(logits, token, request.n_top or 0))
+        return found
 
     def empty(self, seq_id: int) -> None:
         """Free what a sequence holds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Prefixes(Protocol):
@@ -47,3 +47,8 @@ class Counts:
     n_failed: int = 0
     n_evicted: int = 0
     n_compressions: int = 0
+
+    def add_cache(self, stats: Any) -> None:
+        """Count what was done to a sequence that is freed, by its ra_stats."""
+        self.n_evicted += stats.n_evicted
+        self.n_compressions += stats.n_compressions

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 from llama_cpp import llama_cpp as bindings
@@ -304,7 +303,9 @@ class Sequences:
             chain = piece.chain
             chain.n_read = piece.end
             if not chain.tokens:
-                self._read_prompt(piece, row)
+                self.counts.n_prompt_tokens += piece.end - piece.start
+                if chain.request.prompt_logprobs:
+                    chain.prompt_logprobs += self._cells.prompt_logprobs(piece, row)
             if piece.is_last:
                 drawn.append((chain, row + piece.end - piece.start - 1))
                 if not chain.tokens:
@@ -318,18 +319,6 @@ class Sequences:
             to.prompt_logprobs = list(source.prompt_logprobs)
             self._copy(source, to)
         return [self._draw(chain, row) for chain, row in drawn]
-
-    def _read_prompt(self, piece: Piece, row: int) -> None:
-        chain = piece.chain
-        request = chain.request
-        self.counts.n_prompt_tokens += piece.end - piece.start
-        if not request.prompt_logprobs:
-            return
-        for i, position in enumerate(range(piece.start, min(piece.end, len(request.prompt) - 1))):
-            logits = logits_row(self._llama.ctx, row + i, self._n_vocab)
-            chain.prompt_logprobs.append(
-                token_logprob(logits, request.prompt[position + 1], request.n_top or 0)
-            )
 
     def _draw(self, chain: Chain, row: int) -> Event:
         request, ctx = chain.request, self._llama.ctx
@@ -354,7 +343,8 @@ class Sequences:
     def _end(self, chain: Chain, reason: str, error: Exception | None = None) -> Event:
         """Free a chain's sequence; those that wanted its prompt read it themselves."""
         if chain.seq_id is not None:
-            self._count_cache(chain.seq_id)
+            if self._llama.config is not None:
+                self.counts.add_cache(sequence_stats(self._llama.ctx, chain.seq_id))
             self._cells.empty(chain.seq_id)
             del self._live[chain.seq_id]
         elif chain in self._waiting:
@@ -387,12 +377,6 @@ class Sequences:
         if others:
             self._followers[heir.id] = others
 
-    def _count_cache(self, seq_id: int) -> None:
-        if self._llama.config is not None:
-            stats = sequence_stats(self._llama.ctx, seq_id)
-            self.counts.n_evicted += stats.n_evicted
-            self.counts.n_compressions += stats.n_compressions
-
     # --- life time -------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -415,10 +399,5 @@ class Sequences:
     def __enter__(self) -> Sequences:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
