@@ -58,17 +58,16 @@ class Sequences:
         llama.clear()
         self._llama, self._prefixes = llama, prefixes
         self._n_vocab = llama.n_vocab()
-        self._n_batch = llama.n_batch
-        self._n_ubatch = llama.context_params.n_ubatch
+        n_ubatch = llama.context_params.n_ubatch
         if llama.config is None:  # nothing hangs on where its micro-batches end
-            self._n_ubatch = min(self._n_ubatch, max(prompt_step, 1))
-        self._prompt_step = max(prompt_step, self._n_ubatch)
+            n_ubatch = min(n_ubatch, max(prompt_step, 1))
+        self._sizes = (llama.n_batch, n_ubatch, max(prompt_step, n_ubatch))
         self.n_seq_max: int = llama.n_seq_max
         self.n_ctx: int = llama._n_ctx
         if llama.config is None:
             self.n_ctx //= self.n_seq_max
-        if self.n_seq_max > self._n_batch:
-            raise ConfigError(f"n_batch = {self._n_batch} must be at least {self.n_seq_max} here")
+        if self.n_seq_max > llama.n_batch:
+            raise ConfigError(f"n_batch = {llama.n_batch} must be at least {self.n_seq_max} here")
         self.counts = Counts()
         self._waiting: deque[Chain] = deque()
         self._live: dict[int, Chain] = {}  # sequence -> who has it
@@ -183,9 +182,7 @@ class Sequences:
             full = [c for c in self._live.values() if c.n_read == self.n_ctx and not c.is_reading]
             events += [self._end(chain, CONTEXT) for chain in full]
             events += self._admit()
-            for pieces in compose(
-                list(self._live.values()), self._n_batch, self._n_ubatch, self._prompt_step
-            ):
+            for pieces in compose(list(self._live.values()), *self._sizes):
                 try:
                     rows = self._cells.decode(pieces)
                     self.counts.n_steps += 1
