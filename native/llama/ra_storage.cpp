@@ -83,9 +83,9 @@ void ra_storage::make_tensors() {
         ggml_format_name(t.k, "ra_cache_k_l%zu", il);
         ggml_format_name(t.v, "ra_cache_v_l%zu", il);
         if (needs_window) {
-            // beyond the observation window queries are many, and only weigh tokens on average
+            // all queries since the last compression are many, and only weigh tokens on average
             const int64_t n_row  = s.head_dim_k * t.n_head;
-            const bool    is_few = cache->n_ring <= cache->settings.cfg.n_window;
+            const bool    is_few = !ra_cache_wants_all_queries(cache.get());
             const bool    fits   = n_row % ggml_blck_size(GGML_TYPE_Q8_0) == 0;
             t.q = ggml_new_tensor_2d(ctx, is_few || !fits ? GGML_TYPE_F32 : GGML_TYPE_Q8_0, n_row,
                                      cache->n_ring);
@@ -235,4 +235,30 @@ ra_status ra_storage::set_protect(int32_t n_protect) {
         layout_changed();
     }
     return st;
+}
+
+ra_status ra_storage::copy_from(const ra_storage & src) {
+    ra_cache_clear(cache.get());
+    layout_changed();
+    ra_status st = set_protect(src.cache->n_protect);
+    st           = st == RA_STATUS_OK ? ra_cache_copy(cache.get(), src.cache.get()) : st;
+    if (st != RA_STATUS_OK) {
+        return st;
+    }
+    for (size_t il = 0; il < tensors.size(); ++il) {
+        const ra_tensors & from = src.tensors[il];
+        ra_tensors &       to   = tensors[il];
+        if (from.k == nullptr) {
+            continue;
+        }
+        ggml_backend_tensor_copy(from.k, to.k);
+        ggml_backend_tensor_copy(from.v, to.v);
+        if (from.q != nullptr) {
+            ggml_backend_tensor_copy(from.q, to.q);
+        }
+        to.kq_scale = from.kq_scale;
+        to.rope     = from.rope;
+    }
+    layout_changed();
+    return RA_STATUS_OK;
 }

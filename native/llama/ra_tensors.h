@@ -18,6 +18,14 @@ struct ra_tensors {
     int32_t       n_hadamard = 0;   // K rows are rotated in blocks of so many values; 0: not at all
 };
 
+struct ra_cache;
+
+// what a compression works on: the bookkeeping and the tensors of one sequence
+struct ra_target {
+    ra_cache *                      cache   = nullptr;
+    const std::vector<ra_tensors> * tensors = nullptr; // [n_layer]
+};
+
 // a Hadamard rotation of rows, in blocks of n values; n = 0: none
 struct ra_rotation {
     int32_t            n = 0;

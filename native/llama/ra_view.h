@@ -4,8 +4,11 @@
 #include "llama-memory.h"
 #include "ra_storage.h"
 
-class ra_view : public llama_memory_context_i {
+// the cache of one sequence
+class ra_view {
   public:
+    ra_view(ra_storage * store, bool is_worst_case) : store(store), is_worst_case(is_worst_case) {}
+
     // rows that head ih of layer il holds before the micro-batch of n_tokens
     int32_t n_used(int32_t il, int32_t ih, int32_t n_tokens) const;
     // rows that its segment can hold
@@ -21,11 +24,21 @@ class ra_view : public llama_memory_context_i {
     // the tensors of layer il, to write to
     ra_tensors & tensors(int32_t il) const { return store->tensors[il]; }
 
-  protected:
-    // store: NULL for a context that no graph is built from
-    ra_view(ra_storage * store, bool is_worst_case) : store(store), is_worst_case(is_worst_case) {}
-
   private:
     ra_storage * store;
     bool         is_worst_case;
+};
+
+// the tokens [first, first + n_tokens) of a micro-batch, of one sequence
+struct ra_part {
+    ra_view view;
+    int32_t first;
+    int32_t n_tokens;
+};
+
+class ra_batch_view : public llama_memory_context_i {
+  public:
+    // the parts of the micro-batch at hand, in order; each sequence has one. n_tokens: of the micro-batch,
+    // which the worst case takes for parts of its own.
+    virtual std::vector<ra_part> parts(int32_t n_tokens) const = 0;
 };
