@@ -31,12 +31,27 @@ def seeded(seed: int) -> Sampling:
     return Sampling(temp=1.5, top_p=0.98, seed=seed, repeat_penalty=1.05)
 
 
-@pytest.fixture(scope="module")
-def llama(make_gguf):
+#: Caches: llama.cpp's own; budgets so small that every text is compressed, prompts too.
+CACHES = {
+    "stock": {"budget": None, "n_ctx": 4 * N_CTX},
+    "budget": {"budget": 32, "buffer": 16, "n_ctx": N_CTX},
+    "adaptive": {
+        "budget": 32,
+        "buffer": 16,
+        "n_ctx": N_CTX,
+        "heads": "adaptive",
+        "layers": "pyramid",
+        "protect_prompt": 8,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=CACHES)
+def llama(make_gguf, request):
     """All in f32, attention too: the rounding of a batch is then too small to turn a draw."""
     path = make_gguf(chat_template=CHAT_TEMPLATE)
     types = {"type_k": "f32", "type_v": "f32", "flash_attn": False, **ONE}
-    with ReasonLlama(path, None, n_ctx=4 * N_CTX, n_seq_max=4, **types) as session:
+    with ReasonLlama(path, n_seq_max=4, **CACHES[request.param], **types) as session:
         yield session
 
 
