@@ -80,6 +80,8 @@ class Outside:
 
         async def noting(message: Any) -> None:
             nonlocal has_begun
+            if n > self._max_body and not has_begun:
+                raise _TooLarge  # the framework has taken the first one for a broken body
             has_begun = True
             await send(message)
 
