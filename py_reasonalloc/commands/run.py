@@ -37,6 +37,14 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write what every compression kept to FILE, for reasonalloc-inspect.  (.gz: compressed)",
 )
+@click.option(
+    "--save-state", metavar="FILE", help="Leave the chain in FILE, to be continued another day."
+)
+@click.option(
+    "--load-state",
+    metavar="FILE",
+    help="Continue the chain that --save-state left, with the options that it was begun with.",
+)
 @click.option("--dry-run", is_flag=True, help="Load no weights; print what the run would take.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
 @click.version_option(__version__)
@@ -58,7 +66,7 @@ def main(**arguments: Any) -> int:
     _warn(options)
     if arguments["dry_run"]:
         return _dry_run(options, text, arguments["as_json"])
-    if text is None:
+    if text is None and options.chain is None:
         raise ConfigError("no prompt: pass -p TEXT or -f FILE, or pipe it to standard input")
     return _run(options, text, arguments["as_json"])
 
@@ -73,7 +81,7 @@ def _warn(options: RunOptions) -> None:
         )
 
 
-def _run(options: RunOptions, text: str, as_json: bool) -> int:
+def _run(options: RunOptions, text: str | None, as_json: bool) -> int:
     from ..engine.log import LogCapture
     from ..run.report import summary
     from ..run.runner import run

@@ -16,6 +16,7 @@ from ..task.shipped import DEMO_DEFAULTS, model_path
 
 if TYPE_CHECKING:
     from ..run.runner import RunOptions
+    from ..session.chains import Chain
     from ..session.config import BudgetConfig
     from ..session.thinking import ThinkLimit
 
@@ -102,6 +103,8 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         raw=arguments["raw"],
         template_variables=dict(map(read_variable, arguments["template_vars"])),
         trace=_trace(arguments),
+        chain=_chain(arguments),
+        save_state=_save_state(arguments),
         recommended_by=recommended_by,
         verbose=arguments["verbose"],
     )
@@ -242,6 +245,31 @@ def _trace(arguments: dict[str, Any]) -> Path | None:
     return check_target(name, [Path(file) for file in inputs if file is not None])
 
 
+def _chain(arguments: dict[str, Any]) -> Chain | None:
+    """Return what is to be continued, if anything."""
+    name = arguments["load_state"]
+    if name is None:
+        return None
+    for option, flag in (("prompt", "-p"), ("prompt_file", "-f"), ("dry_run", "--dry-run")):
+        if arguments[option]:
+            raise ConfigError(f"--load-state and {flag} exclude each other")
+    from ..session.chains import read_chain
+
+    return read_chain(Path(name))
+
+
+def _save_state(arguments: dict[str, Any]) -> Path | None:
+    """Return where the chain is left, refused at once if it cannot be written there."""
+    if arguments["save_state"] is None:
+        return None
+    if arguments["dry_run"]:
+        raise ConfigError("--save-state and --dry-run exclude each other")
+    from ..session.chains import check_target
+
+    inputs = (arguments["model"], arguments["prompt_file"], arguments["trace"])
+    return check_target(arguments["save_state"], inputs)
+
+
 def _protect_prompt(value: str) -> str | int:
     try:
         return int(value)
@@ -258,6 +286,8 @@ def prompt_text(arguments: dict[str, Any], is_demo: bool) -> str | None:
         Two are given, or it cannot be read, or is not text.
     """
     text, name = arguments["prompt"], arguments["prompt_file"]
+    if arguments["load_state"] is not None:
+        return None
     if text is not None and name is not None:
         raise ConfigError("-p and -f exclude each other")
     if text is not None:

@@ -39,7 +39,9 @@ def settle(options: RunOptions, plan: Plan) -> RunOptions:
     config = options.config
     if config is None:
         return options
-    if config.protect_prompt != "off" and plan.prompt:
+    if options.chain is not None:
+        config = dataclasses.replace(config, protect_prompt=options.chain.n_protect)
+    elif config.protect_prompt != "off" and plan.prompt:
         config = dataclasses.replace(config, protect_prompt=config.n_protect(len(plan.prompt)))
     if not isinstance(config.layers, str):
         n_layer = read_identity(options.model).n_layer

@@ -10,6 +10,7 @@ from typing import Any
 from ..engine.errors import ConfigError, ContextFullError, ModelFileError
 from ..engine.modelfile import MAX_CONTEXT, context_fault, open_vocabulary, trained_context
 from ..engine.prompts import encode_prompt
+from ..session.chains import Chain
 from ..session.config import BudgetConfig, kv_type_id
 from ..session.steering import Sampling
 from ..session.thinking import ThinkLimit
@@ -60,6 +61,10 @@ class RunOptions:
         What the chat template gets beside the message.
     trace : Path or None
         File to write every compression to; needs a budget.
+    chain : Chain or None
+        What is continued, in the place of a prompt.
+    save_state : Path or None
+        File to leave the chain in, to be continued.
     recommended_by : str or None
         Whose recommendation `config` and `kv_type` are.
     verbose : bool
@@ -83,6 +88,8 @@ class RunOptions:
     raw: bool = False
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     trace: Path | None = None
+    chain: Chain | None = None
+    save_state: Path | None = None
     recommended_by: str | None = None
     verbose: bool = False
 
@@ -94,7 +101,7 @@ class Plan:
     Attributes
     ----------
     prompt : tuple of int
-        Tokens.
+        Tokens; with those of the text that is continued.
     n_ctx : int
         Context to make, tokens.
     n_longest : int
@@ -133,7 +140,7 @@ def plan_run(options: RunOptions, text: str | None) -> Plan:
         n_trained = trained_context(model)
         if n_trained == 0 and options.n_ctx == 0:
             raise ModelFileError(context_fault(options.model, model, "pass --ctx N"))
-        prompt: tuple[int, ...] = ()
+        prompt: tuple[int, ...] = () if options.chain is None else options.chain.tokens
         if text is not None:
             prompt = tuple(encode_prompt(model, text, options.raw, options.template_variables))
         n_ctx = options.n_ctx or n_trained
@@ -166,6 +173,7 @@ def session_arguments(options: RunOptions, plan: Plan, n_ctx: int) -> dict[str, 
         "n_gpu_layers": options.n_gpu_layers,
         "type_k": options.kv_type,
         "type_v": options.kv_type,
+        "checkpoints": 0,  # one prompt is read, once
         "verbose": options.verbose,
         **plan.rope,
     }

@@ -37,10 +37,16 @@ def split(report: dict[str, Any], asked: str | None) -> str:
     return f"layers: {layers}; heads: {report['heads']}"
 
 
+def _read(report: dict[str, Any]) -> str:
+    if report["n_before"] == 0:
+        return f"{report['n_prompt']} prompt tokens"
+    return f"continued after {report['n_prompt']} prompt tokens and {report['n_before']} of text"
+
+
 def summary(report: dict[str, Any], asked: str | None = None) -> str:
     """Return a few lines about a finished run; `asked`: see `split`."""
     lines = [
-        f"[{report['n_prompt']} prompt tokens in {report['prompt_seconds']:.2f} s, "
+        f"[{_read(report)} in {report['prompt_seconds']:.2f} s, "
         f"{report['n_generated']} generated in {report['decode_seconds']:.2f} s "
         f"({report['tokens_per_second']:.1f} tokens/s); end: {_STOPS[report['stop_reason']]}"
         f"{_drawn(report)}]"

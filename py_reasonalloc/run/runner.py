@@ -10,7 +10,8 @@ from typing import Any
 
 from ..engine.stats import engine_stats
 from ..engine.usertext import path_text
-from ..session.generate import INTERRUPTED, Generation
+from ..session.chains import take_chain
+from ..session.generate import INTERRUPTED, STOP, Generation
 from ..session.reason_llama import ReasonLlama
 from .allocation import allocation, settle
 from .options import Plan, RunOptions, plan_run, session_arguments
@@ -62,13 +63,13 @@ class _Interrupts:
         self.stop()
 
 
-def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[str, Any]:
+def run(options: RunOptions, text: str | None, write: Callable[[str], None]) -> dict[str, Any]:
     """Decode one prompt.
 
     Parameters
     ----------
-    text : str
-        Prompt.
+    text : str or None
+        Prompt; None: a chain is continued.
     write : callable
         Gets the pieces of the generated text as they come.
 
@@ -89,9 +90,21 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
         options = settle(options, plan)
         interrupts.is_raising = False
         with ReasonLlama(**session_arguments(options, plan, plan.n_ctx)) as llama:
+            n_before = 0
+            if options.chain is not None:
+                options.chain.put_into(llama)
+                n_before = len(plan.prompt) - options.chain.n_prompt
             generation = Generation(
-                llama, plan.prompt, options.max_tokens, options.sampling, options.think
+                llama,
+                plan.prompt,
+                options.max_tokens,
+                options.sampling,
+                options.think,
+                n_before=n_before,
+                keeps_rest=options.save_state is not None,
             )
+            if options.chain is not None and options.chain.is_ended:
+                generation.stop_reason = STOP
             interrupts.stop = generation.interrupt
             if interrupts.is_set:  # while loading
                 generation.interrupt()
@@ -109,6 +122,11 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
                 except KeyboardInterrupt:
                     generation.interrupt()
                 interrupts.is_raising = False
+            if options.save_state is not None:
+                tokens = plan.prompt + tuple(generation.tokens)
+                is_ended = generation.stop_reason == STOP
+                n_prompt = len(plan.prompt) - n_before
+                take_chain(llama, tokens, n_prompt, is_ended).write(options.save_state)
             return _report(options, plan, generation, "".join(pieces))
 
 
@@ -118,7 +136,8 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
     memory = llama.memory_use()
     report: dict[str, Any] = {
         "text": text,
-        "n_prompt": len(plan.prompt),
+        "n_prompt": len(plan.prompt) if options.chain is None else options.chain.n_prompt,
+        "n_before": 0 if options.chain is None else len(plan.prompt) - options.chain.n_prompt,
         "n_generated": len(generation.tokens),
         "stop_reason": generation.stop_reason or INTERRUPTED,
         "prompt_seconds": timing.prompt_seconds,
@@ -135,6 +154,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "is_thought_cut": None if generation.thinking is None else generation.thinking.is_cut,
         "rope": plan.rope,
         "model": path_text(options.model),
+        "save_state": None if options.save_state is None else path_text(options.save_state),
         "trace": None if options.trace is None else path_text(options.trace),
         "recommended_by": options.recommended_by,
         "weights_bytes": memory.model_bytes,

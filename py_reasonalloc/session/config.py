@@ -140,6 +140,9 @@ class BudgetConfig:
         First tokens of the sequence that are never evicted.
     window : int
         Newest tokens: never evicted, and their queries score the others. 1 to `MAX_WINDOW`.
+    n_draft : int
+        Longest draft of speculative decoding: as many more queries are kept, so that a rejected one
+        loses none of the window. 0 to `MAX_WINDOW`; a session with a `draft_model` sets it.
     protect_prompt : "off", "all", "auto" or int
         How many of the prompt's tokens are never evicted: none, all, as many as leave half of the
         budget to the chain of thought, or the first so many. They count towards the budget. A later
@@ -234,12 +237,14 @@ class BudgetConfig:
     mu: float = 0.25
     pyramid_beta: float = 20.0
     attention: str = "auto"
+    n_draft: int = 0
 
     def __post_init__(self) -> None:
         check_int("budget", self.budget, 1, MAX_TOKENS)
         check_int("buffer", self.buffer, 1, MAX_TOKENS)
         check_int("sinks", self.sinks, 0, MAX_TOKENS)
         check_int("window", self.window, 1, MAX_WINDOW)
+        check_int("n_draft", self.n_draft, 0, MAX_WINDOW)
         check_int("pool_kernel", self.pool_kernel, 1, 255)
         check_int("policy_seed", self.policy_seed, 0, 2**64 - 1)
         check_float("lambda_", self.lambda_, 0.0, 1.0)
@@ -329,6 +334,7 @@ class BudgetConfig:
         native.buffer = self.buffer
         native.n_sink = self.sinks
         native.n_window = self.window
+        native.n_draft = self.n_draft
         is_fixed = self.protect_prompt not in ("all", "auto")
         native.n_protect = self.n_protect(MAX_TOKENS) if is_fixed else 0
         native.policy = self.policy.encode()

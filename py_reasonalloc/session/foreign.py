@@ -11,6 +11,7 @@ from llama_cpp import llama_cpp as bindings
 
 from ..engine.errors import ModelFileError, UnsupportedError
 from ..engine.modelfile import context_fault, metadata_value, trained_context
+from ..engine.pieces import Pieces
 
 
 def read_metadata(model: Any) -> dict[str, str]:
@@ -58,6 +59,23 @@ class Tolerant(llama_cpp.Llama):
         tokens: list[int] = super().tokenize(text, add_bos, special)
         return tokens
 
+    def detokenize(
+        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
+    ) -> bytes:
+        """Turn tokens into text, as the base class does; ContextError if the session is closed."""
+        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
+            return super().detokenize(tokens, prev_tokens, special)
+        pieces = self.pieces(special)
+        text = b"".join([pieces[token] for token in tokens])
+        is_start = len(tokens) > 0 and tokens[0] == self.token_bos()
+        return text[1:] if is_start and text.startswith(b" ") else text
+
+    def pieces(self, special: bool = False) -> Pieces:
+        """Return the table token -> bytes of the model's vocabulary."""
+        if special not in self._pieces:
+            self._pieces[special] = Pieces(self._model.vocab, special)
+        return self._pieces[special]
+
     @property
     def _model(self) -> Any:
         """The llama_cpp._internals.LlamaModel, set by the base constructor."""
@@ -65,6 +83,7 @@ class Tolerant(llama_cpp.Llama):
 
     @_model.setter
     def _model(self, model: Any) -> None:
+        self._pieces: dict[bool, Pieces] = {}
         model.metadata = functools.partial(read_metadata, model)
         model.token_get_text = functools.partial(_token_text, model)
         self._opened_model = model

@@ -55,6 +55,10 @@ class Generation:
         How tokens are drawn.
     think : ThinkLimit, optional
         How long the model may think.
+    n_before : int
+        Tokens at the end of the prompt that are this text's: it is continued.
+    keeps_rest : bool
+        Leave a character that is not complete to whoever continues the text.
 
     Attributes
     ----------
@@ -73,27 +77,35 @@ class Generation:
         max_tokens: int = 0,
         sampling: Sampling | None = None,
         think: ThinkLimit | None = None,
+        n_before: int = 0,
+        keeps_rest: bool = False,
     ) -> None:
         self.llama = llama
         self.prompt = list(prompt)
         self.max_tokens = max_tokens
         self.sampling = Sampling() if sampling is None else sampling
-        self.thinking = None if think is None else Thinking(llama, think, self.prompt)
+        n_prompt = len(self.prompt) - n_before
+        self._before, self._keeps_rest = self.prompt[n_prompt:], keeps_rest
+        self.thinking = None
+        if think is not None:
+            self.thinking = Thinking(llama, think, self.prompt[:n_prompt])
         self.tokens: list[int] = []
         self.stop_reason: str | None = None
         self._prompt_ms: float | None = None
         self._n_read = 0
 
     def interrupt(self) -> None:
-        """Stop before the next token."""
+        """Stop after the token that is in the making; before the first one, without any."""
         self.stop_reason = self.stop_reason or INTERRUPTED
 
     def __iter__(self) -> Iterator[str]:
         """Yield pieces of text as they come; incomplete UTF-8 is held back until it is complete."""
+        if self.stop_reason is not None:
+            return
         llama, sampling = self.llama, self.sampling
         bindings.llama_perf_context_reset(llama.ctx)
         llama.set_seed(sampling.seed)
-        llama.steer(sampling)
+        llama.steer(sampling, self._before)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         pieces = llama.pieces()
         stream = llama.generate(
@@ -107,13 +119,16 @@ class Generation:
             frequency_penalty=sampling.frequency_penalty,
         )
         self._limit_thinking()
+        for token in self._before:
+            decoder.decode(pieces[token])
+            self._limit_thinking(token, is_whole=decoder.getstate()[0] == b"")
+        if self._before and self.thinking is not None:
+            llama.force(self.thinking.still_forced)
         try:
             for token in stream:
                 if self._prompt_ms is None:
                     self._prompt_ms = self._engine_ms()
                     self._n_read = llama.n_tokens
-                if self.stop_reason is not None:
-                    break
                 if bindings.llama_vocab_is_eog(llama._model.vocab, token):
                     self.stop_reason = STOP
                     break
@@ -130,7 +145,7 @@ class Generation:
             llama.steer(None)
         self.stop_reason = self.stop_reason or CONTEXT
         rest = decoder.decode(b"", final=True)
-        if rest:
+        if rest and not (self._keeps_rest and self.stop_reason != STOP):
             yield rest
 
     def _limit_thinking(self, token: int | None = None, is_whole: bool = True) -> None:

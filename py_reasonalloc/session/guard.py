@@ -18,7 +18,16 @@ from .turns import Turns
 _FREE = {"close"}
 
 #: Move the context: a text in the making cannot go on after them.
-_MOVES = {"clear", "create_embedding", "embed", "eval", "load_state", "reconfigure", "reset"}
+_MOVES = {
+    "clear",
+    "create_embedding",
+    "embed",
+    "eval",
+    "load_sequence",
+    "load_state",
+    "reconfigure",
+    "reset",
+}
 
 #: Generators that move it with every piece.
 _TEXTS = {"generate", "_create_completion"}

@@ -42,8 +42,8 @@ def protect(session: Any, n_protect: int) -> None:
     BudgetError
         The budget cannot hold them.
     """
-    before, layers = session.n_protect, session.config.layers
-    if isinstance(layers, str) and layers != "uniform" and n_protect != before:
+    before = session.n_protect
+    if splits_by_protection(session.config) and n_protect != before:
         session.clear()
     c.check(c.ra_set_protect(session.ctx, 0, n_protect))
     if n_protect != before and engine_stats(session.ctx).n_evicted > 0:
@@ -51,6 +51,11 @@ def protect(session: Any, n_protect: int) -> None:
         if n_protect < before or is_short:
             session.clear()
     session._n_protect = n_protect
+
+
+def splits_by_protection(config: Any) -> bool:
+    """Return whether how many positions are protected changes the budgets of layers."""
+    return isinstance(config.layers, str) and config.layers != "uniform"
 
 
 def _n_held(session: Any) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from llama_cpp import _internals
 from llama_cpp import llama_cpp as bindings
@@ -21,7 +20,6 @@ from ..engine.errors import (
     UnsupportedError,
 )
 from ..engine.modelfile import check_model_file
-from ..engine.pieces import Pieces
 from ..engine.stats import (
     KVStats,
     MemoryUse,
@@ -30,11 +28,14 @@ from ..engine.stats import (
 )
 from ..profile.files import Profile
 from .arguments import check_keywords, check_paths, check_threads, session_config
+from .checkpoints import DEFAULT_BYTES
+from .checks import check_int
 from .config import BudgetConfig, kv_type_id
+from .drafts import AllLogits, FittingDrafts, with_drafts
 from .foreign import Tolerant
 from .guard import guarded
 from .opening import pending_budget
-from .protection import n_protectable, protect
+from .reading import PromptReader
 from .rows import reserve_rows
 from .several import Several
 from .state import Restorable
@@ -42,7 +43,6 @@ from .steering import Steerable
 
 #: Arguments that go with the stock cache only.
 NEED_STOCK = {
-    "draft_model": "needs the stock cache",
     "embedding": "takes several sequences, which only the stock cache holds",
 }
 
@@ -56,8 +56,8 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
 
     Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
     silent by default (``verbose=False``), flash attention is on, and the context is as long as the
-    model was trained for (``n_ctx=0``), which costs no cache memory with a budget. Speculative
-    decoding (``draft_model``) and several sequences (``embedding=True``) need the stock cache.
+    model was trained for (``n_ctx=0``), which costs no cache memory with a budget. For several
+    sequences (``embedding=True``) it needs the stock cache.
 
     A session may be used from several threads: calls take turns (`py_reasonalloc.session.turns`).
     In a forked process it raises ContextError, and so does every call once it is closed.
@@ -92,6 +92,9 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
     type_k, type_v : str or int
         Cache types: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, or
         numbers of enum ggml_type.
+    checkpoints : int
+        With a budget: bytes of RAM for snapshots, from which a changed prompt is gone on instead of
+        being read anew, with the same text; 0: none. None are taken with ``logits_all=True``.
     verbose : bool
         Let llama.cpp log to stderr.
     **kwargs
@@ -110,6 +113,7 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
     _n_ctx: int
     _ctx: Any
     _logits_all: bool
+    _batch: Any
 
     def __init__(
         self,
@@ -131,10 +135,12 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
         flash_attn: bool = True,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
+        checkpoints: int = DEFAULT_BYTES,
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
         self._guard()
+        check_int("checkpoints", checkpoints, 0, 2**62)
         check_keywords(ReasonLlama.__init__, kwargs)
         check_paths(kwargs)
         shared: dict[str, Any] = {
@@ -154,12 +160,16 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
             for name, why in NEED_STOCK.items():
                 if kwargs.get(name):
                     raise UnsupportedError(f"{name} {why}: pass budget=None")
+            if kwargs.get("draft_model") is not None:
+                self.config = with_drafts(self.config, kwargs["draft_model"])
+                kwargs["draft_model"] = FittingDrafts(kwargs["draft_model"], self)
         self._n_protect = 0 if self.config is None else self.config.to_native().n_protect
         self._decode_error = ""
-        self._pieces: dict[bool, Pieces] = {}
         if kwargs.get("vocab_only") and n_ctx == 0:
             n_ctx = VOCAB_N_CTX  # without its hyperparameters a model has no trained length
         logits_all = kwargs.pop("logits_all", False)
+        self._reader = PromptReader(0 if logits_all else checkpoints)
+        self._checkpoint_bytes = checkpoints
         kwargs.update(
             n_ctx=n_ctx,
             n_batch=n_batch,
@@ -171,8 +181,14 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
         )
         self._open(check_model_file(model_path), kwargs)
         # The base class would allocate n_ctx rows.
-        self._logits_all = self._logits_all or logits_all
-        self.scores = np.zeros((1, self._n_vocab), dtype=np.single)
+        n_rows = 1
+        if self.config is None or self.draft_model is None:
+            self._logits_all = self._logits_all or logits_all
+        else:
+            self._logits_all = logits_all
+            self._batch = AllLogits(self._batch)
+            n_rows += self.config.n_draft  # the base class looks back into a draft
+        self.scores = np.zeros((n_rows, self._n_vocab), dtype=np.single)
         # llama.cpp rounds the context up to a multiple of 256; the base class has room for n_ctx.
         self._n_ctx = min(self._n_ctx, len(self.input_ids))
 
@@ -207,8 +223,10 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
         ids = {name: kv_type_id(kind) for name, kind in types.items() if kind is not None}
         if self.lora_path is not None:
             raise UnsupportedError("a session with a LoRA adapter cannot be reconfigured")
+        if self.draft_model is not None and (config is None or self.config is None):
+            raise UnsupportedError("a draft_model is for one kind of cache: open a session")
         if config is not None and self.draft_model is not None:
-            raise UnsupportedError("draft_model needs the stock cache: pass budget=None")
+            config = with_drafts(config, self.draft_model.model)
         self.config = config
         self._n_protect = 0 if config is None else config.to_native().n_protect
         params = self.context_params
@@ -219,6 +237,7 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
             setattr(params, name, kind)
         self._ctx.close()
         self.n_tokens, self._requires_eval, self._sampler = 0, True, None
+        self._reader = PromptReader(self._reader.store.limit)
         with pending_budget(self, self.model_path, self.verbose):
             self._ctx = self._stack.enter_context(
                 contextlib.closing(
@@ -242,29 +261,6 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
         """Return the bytes of weights, cache and buffers, as the engine reports them."""
         return read_memory_use(self.ctx, self.config is not None)
 
-    # --- text ------------------------------------------------------------------------------------
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Turn text into tokens, as the base class does; ContextError if the session is closed."""
-        return super().tokenize(text, add_bos, special)
-
-    def detokenize(
-        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
-    ) -> bytes:
-        """Turn tokens into text, as the base class does; ContextError if the session is closed."""
-        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
-            return super().detokenize(tokens, prev_tokens, special)
-        pieces = self.pieces(special)
-        text = b"".join([pieces[token] for token in tokens])
-        is_start = len(tokens) > 0 and tokens[0] == self.token_bos()
-        return text[1:] if is_start and text.startswith(b" ") else text
-
-    def pieces(self, special: bool = False) -> Pieces:
-        """Return the table token -> bytes of the model's vocabulary."""
-        if special not in self._pieces:
-            self._pieces[special] = Pieces(self._model.vocab, special)
-        return self._pieces[special]
-
     # --- decoding --------------------------------------------------------------------------------
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -283,9 +279,15 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
             )
         if len(tokens) == 0:
             return
-        if self.config is not None:
-            self._align_cache()
-        self._decode(tokens)
+        if self.config is None:
+            self._decode(tokens)
+            return
+        self._align_cache()
+        start = self.n_tokens
+        for end, is_checkpoint in self._reader.calls(self, len(tokens)):
+            self._decode(tokens[self.n_tokens - start : end - start])
+            if is_checkpoint:
+                self._reader.keep(self)
 
     def _align_cache(self) -> None:
         """Make the cache hold exactly the session's tokens.
@@ -343,8 +345,9 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
     ) -> Generator[int, Sequence[int] | None, None]:
         """Generate tokens after a prompt; see `llama_cpp.Llama.generate` for the parameters.
 
-        Ends at the end of the context. The prompt is protected as configured; tokens of an earlier
-        call are reused only where the cache is what a fresh reading of the prompt could have left.
+        Ends at the end of the context. The prompt is protected as configured. Tokens of earlier
+        calls are reused where the cache or a checkpoint is what reading the whole prompt would have
+        left, or where the prompt goes on after all that the session holds.
 
         Raises
         ------
@@ -364,11 +367,20 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
                 f"{self._n_ctx}"
             )
         if reset and self.config is not None:
-            protect(self, n_protectable(self, tokens))
+            self._reader.begin(self, tokens)
+        stream = super().generate(list(tokens), *args, **kwargs)
+        n_known, sent = n_before + len(tokens), None
         try:
-            yield from super().generate(tokens, *args, **kwargs)
-        except ContextFullError:
+            while True:
+                token = stream.send(sent)
+                sent = yield token
+                n_known += 1 + len(sent or ())
+        except (StopIteration, ContextFullError):
             return
+        finally:
+            stream.close()
+            if self.n_tokens > n_known:  # drafts that were never verified
+                self.n_tokens, self._requires_eval = n_known, True
 
     # --- life time -------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,10 +94,17 @@ class Steerable(llama_cpp.Llama):
     last_n_tokens_size: int
     _steered: Sampling | None = None
     _forced: deque[int] = deque()
+    _continued: tuple[int, ...] = ()
 
-    def steer(self, sampling: Sampling | None) -> None:
-        """Let the next `generate` also do what only `Sampling` has; None: nothing of it."""
-        self._steered, self._forced = sampling, deque()
+    def steer(self, sampling: Sampling | None, text: Sequence[int] = ()) -> None:
+        """Let the next `generate` also do what only `Sampling` has; None: nothing of it.
+
+        Parameters
+        ----------
+        text : sequence of int
+            Tokens at the end of the prompt that count as generated: of a text that is continued.
+        """
+        self._steered, self._forced, self._continued = sampling, deque(), tuple(text)
 
     def force(self, tokens: Iterable[int]) -> None:
         """Let `generate` yield these tokens next, whatever would have been drawn."""
@@ -116,6 +123,13 @@ class Steerable(llama_cpp.Llama):
         return self._n_ctx if n < 0 else n
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> _internals.LlamaSampler:
+        """Return the chain that draws tokens; it has seen those of a text that is continued."""
+        sampler = self._make_sampler(*args, **kwargs)
+        for token in self._continued:
+            sampler.accept(token)
+        return sampler
+
+    def _make_sampler(self, *args: Any, **kwargs: Any) -> _internals.LlamaSampler:
         """Return the base class's chain, with DRY and XTC where llama.cpp's own chain has them."""
         steered, n_last = self._steered, self.last_n_tokens_size
         if steered is None:

@@ -114,6 +114,11 @@ class Thinking:
         self._is_open = before.endswith(self._start)  # an empty tag: always
         self._n_block, self._n_forced, self._tail = 0, 0, b""
 
+    @property
+    def still_forced(self) -> list[int]:
+        """What of `forced` is yet to come."""
+        return self.forced[len(self.forced) - self._n_forced :]
+
     def is_due(self, is_whole: bool = True) -> bool:
         """Return whether `forced` must come next; if so, it is taken as done.
 

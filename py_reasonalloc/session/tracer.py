@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from ..engine import bindings as c
@@ -153,6 +152,11 @@ class Traceable(Guarded):
 
     _tracer: Tracer | None = None
 
+    @property
+    def is_traced(self) -> bool:
+        """A trace is running: it is to see every compression."""
+        return self._tracer is not None
+
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens; while a trace is running, with its bookkeeping between batches."""
         tracer = self._tracer
@@ -167,12 +171,6 @@ class Traceable(Guarded):
                     super().eval(tokens[i : i + self.n_batch])
                 finally:
                     tracer.settle()
-
-    def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """Continue from a saved state; see the class that is used."""
-        if self._tracer is not None:
-            self._tracer.is_stale = True
-        super().load_state(state)
 
     @contextlib.contextmanager
     def trace(self, callback: Callable[[Compression], None]) -> Iterator[None]:

@@ -267,7 +267,7 @@ def test_closed_session(make_gguf) -> None:
         ({"type_k": "q3_k"}, ConfigError, "cache type = 'q3_k' is unknown"),
         ({"type_k": 10}, UnsupportedError, "not supported with a budget"),
         ({"type_v": "q8_0", "flash_attn": False}, ContextError, "flash"),
-        ({"draft_model": lambda ids: ids}, UnsupportedError, "draft_model"),
+        ({"draft_model": "lookup"}, ConfigError, "draft_model = 'lookup' must be"),
         ({"embedding": True}, UnsupportedError, "embedding takes several sequences"),
         ({"budget": BudgetConfig(budget=64, layers=[64])}, ContextError, "layer_budgets"),
     ],

@@ -220,6 +220,7 @@ class Decoder:
                 n_threads=self._n_threads,
                 n_threads_batch=self._n_threads,
                 n_gpu_layers=self._n_gpu_layers,
+                checkpoints=0,
             )
         elif setup != self._setup:
             try:
