@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import ConfigError
@@ -118,8 +118,38 @@ def _formatter(template: str, eos_token: str, bos_token: str) -> Any:
     return Jinja2ChatFormatter(template=template, eos_token=eos_token, bos_token=bos_token)
 
 
+def render_chat(model: Any, messages: Sequence[Any], variables: Mapping[str, Any]) -> bytes:
+    """Return what the model's chat template makes of messages; to be tokenized with add_special.
+
+    Parameters
+    ----------
+    messages : sequence of mapping
+        As templates take them: role, content and what goes with them.
+    variables : mapping
+        What the template gets beside them.
+
+    Raises
+    ------
+    ConfigError
+        There is no template, or it fails or makes nothing of the messages.
+    """
+    template = chat_template(model)
+    if template is None:
+        raise ConfigError("the model's file has no chat template (tokenizer.chat_template)")
+    return _render(model, template, messages, variables)
+
+
 def _apply_template(model: Any, template: str, text: str, variables: dict[str, Any]) -> bytes:
     """Return what the template makes of a message, its own bytes as they are in the file."""
+    try:
+        return _render(model, template, [{"role": "user", "content": text}], variables)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: pass --raw to go without it") from None
+
+
+def _render(
+    model: Any, template: str, messages: Sequence[Any], variables: Mapping[str, Any]
+) -> bytes:
     from llama_cpp import llama_cpp as bindings
 
     def symbol(token: int) -> str:
@@ -131,13 +161,12 @@ def _apply_template(model: Any, template: str, text: str, variables: dict[str, A
     bos = symbol(model.token_bos())
     try:
         formatter = _formatter(template, symbol(model.token_eos()), bos)
-        message = {"role": "user", "content": text}
-        rendered = str(formatter(messages=[message], **variables).prompt)
+        rendered = str(formatter(messages=messages, **variables).prompt)
     except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{_TEMPLATE} failed ({reason}): pass --raw to go without it") from None
+        raise ConfigError(f"{_TEMPLATE} failed ({reason})") from None
     if not rendered.strip():
-        raise ConfigError(f"{_TEMPLATE} makes nothing of the prompt: pass --raw to go without it")
+        raise ConfigError(f"{_TEMPLATE} makes nothing of the prompt")
     if bos and bindings.llama_vocab_get_add_bos(model.vocab) and rendered.startswith(bos):
         rendered = rendered[len(bos) :]
     return rendered.encode("utf-8", errors="surrogateescape")

@@ -37,6 +37,7 @@ from .guard import guarded
 from .opening import pending_budget
 from .reading import PromptReader
 from .rows import reserve_rows
+from .several import Several
 from .state import Restorable
 from .steering import Steerable
 
@@ -50,7 +51,7 @@ VOCAB_N_CTX = 512
 
 
 @guarded
-class ReasonLlama(Restorable, Steerable, Tolerant):
+class ReasonLlama(Restorable, Steerable, Several, Tolerant):
     """A `llama_cpp.Llama` whose KV cache never holds more than budget + buffer tokens per head.
 
     Everything that `llama_cpp.Llama` does works the same way. Differences: llama.cpp's log is
@@ -83,6 +84,10 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         Length of the context in tokens; 0: as trained.
     n_batch, n_ubatch : int
         As in the base class; with a budget n_ubatch is at most the buffer.
+    n_seq_max : int
+        Sequences of the context. The session itself uses the first one; for the others there is
+        `py_reasonalloc.session.sequences`. With a budget each has the whole context, and the cache
+        takes n_seq_max times the memory; sequences of the stock cache share the rows of one.
     flash_attn : bool
         Needed for quantised V.
     type_k, type_v : str or int
@@ -127,6 +132,7 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         n_ctx: int = 0,
         n_batch: int = 512,
         n_ubatch: int = 512,
+        n_seq_max: int = 1,
         flash_attn: bool = True,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
@@ -148,6 +154,7 @@ class ReasonLlama(Restorable, Steerable, Tolerant):
         alloc = {"layers": layers, "heads": heads, "profile": profile}
         self.config = session_config(model_path, budget, shared, alloc)
         check_threads(kwargs)
+        self._ask_sequences(n_seq_max, bool(kwargs.get("embedding")))
         self._asked_ubatch = n_ubatch
         if self.config is not None:
             n_ubatch = min(n_ubatch, self.config.buffer)

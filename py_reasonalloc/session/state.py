@@ -211,6 +211,7 @@ class Restorable(Traceable):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state["budget"] = self.config
+        state["n_seq_max"] = self.context_params.n_seq_max
         state["checkpoints"] = self._checkpoint_bytes
         if isinstance(self.draft_model, FittingDrafts):
             state["draft_model"] = self.draft_model.model

@@ -1,0 +1,1 @@
+"""`reasonalloc-serve`: an OpenAI-compatible server that batches requests into one context."""

@@ -1,0 +1,1 @@
+"""Many texts in one context, decoded side by side: `scheduler.Sequences`."""
