@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("model")
+@click.argument("model", required=False)
 @prompt_options
 @budget_options
 @model_options
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     "--trace",
     metavar="FILE",
     help="Write what every compression kept to FILE, for reasonalloc-inspect.  (.gz: compressed)",
+)
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Hold a conversation: lines typed, or from standard input; /help there lists commands.",
 )
 @click.option("--dry-run", is_flag=True, help="Load no weights; print what the run would take.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
@@ -55,6 +60,11 @@ def main(**arguments: Any) -> int:
     is_demo = arguments["model"] == DEMO
     options = run_options(arguments, is_demo)
     text = prompt_text(arguments, is_demo)
+    if arguments["chat"] and not arguments["dry_run"]:
+        from .run_chat import chat
+
+        _warn(options)
+        return chat(options, text, arguments["as_json"])
     _warn(options)
     if arguments["dry_run"]:
         return _dry_run(options, text, arguments["as_json"])
@@ -71,6 +81,16 @@ def _warn(options: RunOptions) -> None:
             "each other: fewer are faster",
             err=True,
         )
+    if options.use_mlock and sys.platform != "win32" and os.geteuid() != 0:
+        import resource
+
+        n_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if n_bytes != resource.RLIM_INFINITY and n_bytes < os.path.getsize(options.model):
+            click.echo(
+                f"reasonalloc-run: --mlock may keep {n_bytes} bytes in memory, fewer than the "
+                "model has: ulimit -l",
+                err=True,
+            )
 
 
 def _run(options: RunOptions, text: str, as_json: bool) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType, TracebackType
 from typing import Any
 
 from ..engine.stats import engine_stats
@@ -13,53 +11,22 @@ from ..engine.usertext import path_text
 from ..session.generate import INTERRUPTED, Generation
 from ..session.reason_llama import ReasonLlama
 from .allocation import allocation, settle
+from .interrupts import Interrupts
 from .options import Plan, RunOptions, plan_run, session_arguments
 
 # fields of Sampling that a report has beside seed, temp and top_p
-_AGAINST_LOOPS = (
+_SAMPLING = (
     "repeat_penalty",
     "presence_penalty",
     "frequency_penalty",
     "dry_multiplier",
     "xtc_probability",
+    "top_k",
+    "min_p",
 )
 
 #: Names of what a run without a budget reports as its policy.
 FULL_CACHE = "full"
-
-
-class _Interrupts:
-    """Ctrl-C inside a ``with`` block: `stop` is called once; a second one always raises.
-
-    While `is_raising`, the first one raises KeyboardInterrupt too (a prompt is being read, and
-    there is no next token to wait for). A process that was started with Ctrl-C ignored ignores it.
-    """
-
-    def __init__(self) -> None:
-        self.is_raising = False
-        self.is_set = False
-        self.stop: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> _Interrupts:
-        self._former = signal.getsignal(signal.SIGINT)
-        if self._former != signal.SIG_IGN:  # a shell's way to keep Ctrl-C from background jobs
-            signal.signal(signal.SIGINT, self._receive)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGINT, self._former)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set or self.is_raising:
-            self.is_set = True
-            raise KeyboardInterrupt
-        self.is_set = True
-        self.stop()
 
 
 def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[str, Any]:
@@ -83,15 +50,13 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
     ReasonAllocError
         See `plan_run` and `ReasonLlama`.
     """
-    with _Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         plan = plan_run(options, text)
         interrupts.is_raising = True  # a calibration has no next token to wait for
         options = settle(options, plan)
         interrupts.is_raising = False
         with ReasonLlama(**session_arguments(options, plan, plan.n_ctx)) as llama:
-            generation = Generation(
-                llama, plan.prompt, options.max_tokens, options.sampling, options.think
-            )
+            generation = generation_of(options, llama, plan.prompt)
             interrupts.stop = generation.interrupt
             if interrupts.is_set:  # while loading
                 generation.interrupt()
@@ -109,10 +74,30 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
                 except KeyboardInterrupt:
                     generation.interrupt()
                 interrupts.is_raising = False
-            return _report(options, plan, generation, "".join(pieces))
+            return report_of(options, plan, generation, "".join(pieces))
 
 
-def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) -> dict[str, Any]:
+def generation_of(
+    options: RunOptions,
+    llama: ReasonLlama,
+    prompt: Sequence[int],
+    spelled: Collection[int] = (),
+) -> Generation:
+    """Return the text that a run asks for, still to be made; `spelled`: see `Generation`."""
+    return Generation(
+        llama,
+        prompt,
+        options.max_tokens,
+        options.sampling,
+        options.think,
+        options.stop,
+        options.grammar,
+        spelled,
+    )
+
+
+def report_of(options: RunOptions, plan: Plan, generation: Generation, text: str) -> dict[str, Any]:
+    """Return the report of a text: see `run`."""
     llama = generation.llama
     timing = generation.timing()
     memory = llama.memory_use()
@@ -122,6 +107,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "n_generated": len(generation.tokens),
         "stop_reason": generation.stop_reason or INTERRUPTED,
         "prompt_seconds": timing.prompt_seconds,
+        "first_token_seconds": generation.first_token_seconds,
         "decode_seconds": timing.decode_seconds,
         "tokens_per_second": timing.tokens_per_second,
         "n_ctx": plan.n_ctx,
@@ -130,7 +116,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "seed": options.sampling.seed,
         "temp": options.sampling.temp,
         "top_p": options.sampling.top_p,
-        **{name: getattr(options.sampling, name) for name in _AGAINST_LOOPS},
+        **{name: getattr(options.sampling, name) for name in _SAMPLING},
         "n_thought": None if generation.thinking is None else generation.thinking.n_thought,
         "is_thought_cut": None if generation.thinking is None else generation.thinking.is_cut,
         "rope": plan.rope,
