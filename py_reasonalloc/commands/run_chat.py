@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from ..engine.cache import user_cache
 from ..engine.errors import ConfigError, LibraryError, ReasonAllocError
@@ -22,6 +22,10 @@ from .run_screen import FoldingScreen, PlainScreen, note, require, write_out
 if TYPE_CHECKING:
     from ..run.chat import Chat
     from ..run.options import RunOptions
+    from ..run.watch import Watcher
+    from .run_watch import WatchScreen
+
+    AnyScreen = Union[FoldingScreen, PlainScreen, WatchScreen]
 
 HELP = """\
 /clear        begin a new conversation
@@ -38,7 +42,7 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/"
 PROMPT = "> "
 
 
-def chat(options: RunOptions, first: str | None, as_json: bool) -> int:
+def chat(options: RunOptions, first: str | None, as_json: bool, is_watched: bool) -> int:
     """Hold a conversation until its input ends; returns the exit code.
 
     Parameters
@@ -47,6 +51,8 @@ def chat(options: RunOptions, first: str | None, as_json: bool) -> int:
         The first message.
     as_json : bool
         Print each turn's report, one JSON object a line, instead of its text.
+    is_watched : bool
+        Show the cache while an answer comes.
     """
     is_terminal = sys.stdin is not None and sys.stdin.isatty()
     if is_terminal:
@@ -57,7 +63,7 @@ def chat(options: RunOptions, first: str | None, as_json: bool) -> int:
     with LogCapture(forward=options.verbose):
         conversation = Chat(options)
     with conversation, _trace(conversation):
-        loop = _Loop(conversation, as_json, is_terminal)
+        loop = _Loop(conversation, as_json, is_terminal, is_watched)
         if is_terminal:
             _greet(conversation)
         try:
@@ -129,8 +135,9 @@ def _terminal_lines() -> Iterator[str]:
 class _Loop:
     """Takes lines and does what they say."""
 
-    def __init__(self, chat: Chat, as_json: bool, is_terminal: bool) -> None:
+    def __init__(self, chat: Chat, as_json: bool, is_terminal: bool, is_watched: bool) -> None:
         self.chat, self._as_json, self._is_terminal = chat, as_json, is_terminal
+        self._is_watched = is_watched
         self._commands: dict[str, Callable[[str], None]] = {
             "/clear": self._clear,
             "/stats": self._stats,
@@ -167,10 +174,9 @@ class _Loop:
 
     def _say(self, text: str) -> None:
         text = argument_text(text, "the message")
-        is_folding = self._is_terminal and sys.stdout.isatty() and not self._as_json
-        screen = FoldingScreen() if is_folding else PlainScreen(is_silent=self._as_json)
+        screen, watcher = self._screen()
         try:
-            report = self.chat.say(text, screen)
+            report = self.chat.say(text, screen, watcher)
             screen.end()
         finally:
             screen.close()
@@ -182,6 +188,16 @@ class _Loop:
             note(f"[end: {STOPS[report['stop_reason']]}]")
         if self.chat.options.verbose:
             note(_timing(report))
+
+    def _screen(self) -> tuple[AnyScreen, Watcher | None]:
+        if self._is_watched:
+            from .run_watch import WatchScreen
+
+            screen = WatchScreen(is_silent=self._as_json)
+            return screen, screen.watcher
+        if self._is_terminal and sys.stdout.isatty() and not self._as_json:
+            return FoldingScreen(), None
+        return PlainScreen(is_silent=self._as_json), None
 
     # --- commands --------------------------------------------------------------------------------
 

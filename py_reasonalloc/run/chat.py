@@ -22,6 +22,7 @@ from .allocation import settle
 from .interrupts import Interrupts
 from .options import RunOptions, plan_run, session_arguments
 from .runner import generation_of, report_of
+from .watch import Watcher, watched
 
 #: What begins a file of a conversation, and its version.
 MAGIC, FORMAT = "reasonalloc_chat", 1
@@ -103,7 +104,7 @@ class Chat:
         """Answers so far."""
         return sum(message["role"] == "assistant" for message in self.messages)
 
-    def say(self, text: str, screen: Screen) -> dict[str, Any]:
+    def say(self, text: str, screen: Screen, watcher: Watcher | None = None) -> dict[str, Any]:
         """Have the model answer a message.
 
         Ctrl-C ends the answer, which is kept as far as it came; the message is forgotten if that is
@@ -141,7 +142,7 @@ class Chat:
         opened = bool(self._tags) and rendered.rstrip().endswith((self._tags or ("",))[0].encode())
         thoughts = Thoughts(self._tags, opened)
         n_before, n_read, pieces = self.llama.n_evaluated, 0, []
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, watched(self.llama, watcher):
             interrupts.stop = generation.interrupt
             interrupts.is_raising = True  # a prompt being read has no next token to wait for
             try:
@@ -153,6 +154,8 @@ class Chat:
                     screen.piece(piece)
                     for part in thoughts.feed(piece):
                         screen.part(*part)
+                    if watcher is not None:
+                        watcher.step()
             except KeyboardInterrupt:
                 generation.interrupt()
             interrupts.is_raising = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..engine.stats import engine_stats
@@ -13,6 +12,7 @@ from ..session.reason_llama import ReasonLlama
 from .allocation import allocation, settle
 from .interrupts import Interrupts
 from .options import Plan, RunOptions, plan_run, session_arguments
+from .watch import Watcher, watched
 
 # fields of Sampling that a report has beside seed, temp and top_p
 _SAMPLING = (
@@ -29,7 +29,12 @@ _SAMPLING = (
 FULL_CACHE = "full"
 
 
-def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    options: RunOptions,
+    text: str,
+    write: Callable[[str], None],
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
     """Decode one prompt.
 
     Parameters
@@ -38,6 +43,8 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
         Prompt.
     write : callable
         Gets the pieces of the generated text as they come.
+    watcher : Watcher, optional
+        Is shown the cache meanwhile; needs a budget.
 
     Returns
     -------
@@ -61,16 +68,15 @@ def run(options: RunOptions, text: str, write: Callable[[str], None]) -> dict[st
             if interrupts.is_set:  # while loading
                 generation.interrupt()
             pieces: list[str] = []
-            trace: AbstractContextManager[None] = nullcontext()
-            if options.trace is not None:
-                trace = llama.trace_to(options.trace, len(plan.prompt))
-            with trace:
+            with watched(llama, watcher, options.trace, len(plan.prompt)):
                 try:
                     interrupts.is_raising = not interrupts.is_set
                     for piece in generation if generation.stop_reason is None else ():
                         interrupts.is_raising = False
                         pieces.append(piece)
                         write(piece)
+                        if watcher is not None:
+                            watcher.step()
                 except KeyboardInterrupt:
                     generation.interrupt()
                 interrupts.is_raising = False
