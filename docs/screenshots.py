@@ -83,7 +83,8 @@ class Terminal:
         for y in range(n_used):
             row = Text(no_wrap=True, overflow="crop")
             cells = [self._screen.buffer[y][x] for x in range(self._screen.columns)]
-            for style, same in itertools.groupby(cells, _style):
+            # words apart: each has a place of its own in the picture, whatever font there is
+            for (style, _), same in itertools.groupby(cells, lambda c: (_style(c), c.data == " ")):
                 row.append("".join(cell.data for cell in same), style=style)
             row.rstrip()
             console.print(row)
@@ -114,7 +115,7 @@ def chat() -> None:
     """A conversation: an answer, what it took, and one that is still being thought about."""
     from py_reasonalloc.task.problems import SAMPLE_PROBLEM
 
-    terminal = Terminal(26, 100, "demo", "--chat")
+    terminal = Terminal(30, 104, "demo", "--chat")
     try:
         terminal.until("> ")
         terminal.type(PROBLEM)
@@ -122,7 +123,7 @@ def chat() -> None:
         terminal.type("/stats")
         terminal.until("1 turn,", "first token after")
         terminal.type(SAMPLE_PROBLEM.prompt)
-        terminal.until("L minus P gives V.")
+        terminal.until("Check: ")
         terminal.save(HERE / "chat.svg", "reasonalloc-run demo --chat")
     finally:
         terminal.close()
