@@ -173,6 +173,8 @@ class _Loop:
             note(f"reasonalloc-run: {' '.join(str(error).split())}")
 
     def _say(self, text: str) -> None:
+        from ..session.generate import INTERRUPTED
+
         text = argument_text(text, "the message")
         screen, watcher = self._screen()
         try:
@@ -182,6 +184,8 @@ class _Loop:
             screen.close()
         if self._as_json:
             write_out(json.dumps(report, ensure_ascii=False) + "\n")
+        if not self._is_terminal and report["stop_reason"] == INTERRUPTED:
+            raise KeyboardInterrupt  # of a script it ends all
         if self._is_terminal and report["stop_reason"] not in ("stop", "stop_string"):
             from ..run.report import STOPS
 

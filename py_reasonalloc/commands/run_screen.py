@@ -14,6 +14,8 @@ from ..engine.errors import ConfigError
 
 #: Lines of thinking that are shown while it goes on.
 N_LINES = 8
+#: Least time between two drawings of it, seconds: drawing takes longer than a small model's token.
+INTERVAL = 0.05
 
 
 def require(packages: tuple[str, ...], option: str) -> None:
@@ -64,7 +66,7 @@ class FoldingScreen:
         self._console = Console(highlight=False)
         self._live: Any = None
         self._thinking = ""
-        self._began = 0.0
+        self._began = self._drawn = 0.0
 
     def piece(self, text: str) -> None:
         """Leave it: `part` has it."""
@@ -87,11 +89,18 @@ class FoldingScreen:
             self._live = Live(console=self._console, transient=True, auto_refresh=False)
             self._live.start()
         self._thinking += text
+        now = time.monotonic()
+        if now - self._drawn >= INTERVAL:
+            self._draw()
+            self._drawn = now
+
+    def _draw(self) -> None:
         self._live.update(thinking_tail(self._thinking, self._console.width - 1), refresh=True)
 
     def _fold(self) -> None:
         if self._live is None:
             return
+        self._draw()
         live, self._live = self._live, None
         live.stop()
         seconds = time.monotonic() - self._began

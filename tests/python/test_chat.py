@@ -254,6 +254,25 @@ def test_a_script_that_fails(cli, options, lines, code, reason) -> None:
     assert line.startswith("reasonalloc-run: ") and reason in line
 
 
+@pytest.mark.usefixtures("foreground")
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_ctrl_c_ends_a_script(command, make_gguf) -> None:
+    import signal
+    import subprocess
+
+    model = make_gguf(n_ctx_train=1 << 20, chat_template=CHAT_TEMPLATE)
+    with subprocess.Popen(
+        [*command, model, "--chat", "--budget", "32", "--temp", "0"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+    ) as process:  # fmt: skip
+        process.stdin.write(b"hello\nand?\n")
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        text, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (130, b"")
+    assert text.endswith(b"\n")
+
+
 def test_nobody_reads(command) -> None:
     import subprocess
 
