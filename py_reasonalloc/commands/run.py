@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("model")
+@click.argument("model", required=False)
 @prompt_options
 @budget_options
 @model_options
@@ -45,6 +45,16 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Continue the chain that --save-state left, with the options that it was begun with.",
 )
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Hold a conversation: lines typed, or from standard input; /help there lists commands.",
+)
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Show budgets of layers and heads and what is evicted, on the terminal of standard error.",
+)
 @click.option("--dry-run", is_flag=True, help="Load no weights; print what the run would take.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
 @click.version_option(__version__)
@@ -61,14 +71,35 @@ def main(**arguments: Any) -> int:
     Ctrl-C ends the text, prints the summary and exits with 130; a second one exits at once.
     """
     is_demo = arguments["model"] == DEMO
+    if arguments["watch"]:
+        _check_watch(arguments)
     options = run_options(arguments, is_demo)
     text = prompt_text(arguments, is_demo)
+    if arguments["chat"] and not arguments["dry_run"]:
+        if arguments["save_state"] or arguments["load_state"]:
+            raise ConfigError("--chat keeps its conversations by /save and /load")
+        from .run_chat import chat
+
+        _warn(options)
+        return chat(options, text, arguments["as_json"], arguments["watch"])
     _warn(options)
     if arguments["dry_run"]:
         return _dry_run(options, text, arguments["as_json"])
     if text is None and options.chain is None:
         raise ConfigError("no prompt: pass -p TEXT or -f FILE, or pipe it to standard input")
+    if arguments["watch"]:
+        return _watch(options, text, arguments["as_json"])
     return _run(options, text, arguments["as_json"])
+
+
+def _check_watch(arguments: dict[str, Any]) -> None:
+    from .run_watch import check_watch
+
+    if arguments["dry_run"]:
+        raise ConfigError("--watch and --dry-run exclude each other")
+    if arguments["chat"] and arguments["trace"]:
+        raise ConfigError("--watch, --chat and --trace exclude each other: leave one out")
+    check_watch(arguments["no_budget"])
 
 
 def _warn(options: RunOptions) -> None:
@@ -79,21 +110,54 @@ def _warn(options: RunOptions) -> None:
             "each other: fewer are faster",
             err=True,
         )
+    if options.use_mlock and sys.platform != "win32" and os.geteuid() != 0:
+        import resource
+
+        n_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if n_bytes != resource.RLIM_INFINITY and n_bytes < os.path.getsize(options.model):
+            click.echo(
+                f"reasonalloc-run: --mlock may keep {n_bytes} bytes in memory, fewer than the "
+                "model has: ulimit -l",
+                err=True,
+            )
 
 
 def _run(options: RunOptions, text: str | None, as_json: bool) -> int:
     from ..engine.log import LogCapture
-    from ..run.report import summary
     from ..run.runner import run
-    from ..session.generate import INTERRUPTED
 
     write: Callable[[str], None] = (lambda piece: None) if as_json else _write
     with LogCapture(forward=options.verbose):
         report = run(options, text, write)
+    if not as_json:
+        _write("\n")
+    return _end(options, report, as_json)
+
+
+def _watch(options: RunOptions, text: str | None, as_json: bool) -> int:
+    """As `_run`, with the cache on the terminal meanwhile."""
+    from ..engine.log import LogCapture
+    from ..run.runner import run
+    from .run_watch import WatchScreen
+
+    screen = WatchScreen(is_silent=as_json)
+    try:
+        with LogCapture(forward=options.verbose):
+            report = run(options, text, screen.piece, screen.watcher)
+        screen.end()
+    finally:
+        screen.close()
+    return _end(options, report, as_json)
+
+
+def _end(options: RunOptions, report: dict[str, Any], as_json: bool) -> int:
+    """Print what there is to say about a text; returns the exit code."""
+    from ..run.report import summary
+    from ..session.generate import INTERRUPTED
+
     if as_json:
         _write(json.dumps(report, ensure_ascii=False) + "\n")
     else:
-        _write("\n")
         asked = options.profile if options.by_profile else None
         click.echo(summary(report, asked), err=True)
     return EXIT_INTERRUPTED if report["stop_reason"] == INTERRUPTED else 0

@@ -40,6 +40,7 @@ prompt_options = _options(
         type=click.Path(),
         help="Read the prompt from a file; -: from standard input.",
     ),
+    click.option("--system", metavar="TEXT", help="A system message before the prompt."),
     click.option("--raw", is_flag=True, help="Do not apply the model's chat template."),
     click.option(
         "--template-var",
@@ -55,6 +56,22 @@ prompt_options = _options(
         type=click.IntRange(min=0),
         default=0,
         help="Most tokens to generate; 0 (default): until the model ends or its context does.",
+    ),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help="Ends the text where it comes up, and is left out of it; may be repeated.",
+    ),
+    click.option(
+        "--grammar",
+        metavar="GBNF|@FILE",
+        help="Grammar that the text is held to, with a rule root.",
+    ),
+    click.option(
+        "--json-schema",
+        metavar="JSON|@FILE",
+        help="The same from a JSON schema; {}: any JSON.",
     ),
     click.option(
         "--think",
@@ -148,6 +165,31 @@ budget_options = _options(
 )
 model_options = _options(
     click.option(
+        "--hf",
+        metavar="REPO[:FILE]",
+        help="Take MODEL from the Hugging Face hub; FILE may have * in it.  [default: the file "
+        "with Q4_K_M in its name, or the only one]",
+    ),
+    click.option(
+        "--no-mmap",
+        "use_mmap",
+        flag_value=False,
+        default=True,
+        type=bool,
+        help="Read the file into memory instead of mapping it.",
+    ),
+    click.option(
+        "--mlock", "use_mlock", is_flag=True, help="Keep the weights in memory: no swapping."
+    ),
+    click.option(
+        "--batch",
+        "n_batch",
+        type=click.IntRange(1, 1 << 16),
+        default=512,
+        show_default=True,
+        help="Tokens of a prompt that are read at a time; with a budget at most --buffer.",
+    ),
+    click.option(
         "--ctx",
         type=click.IntRange(min=1),
         help="Context in tokens; longer than trained with one of the --rope options.  "
@@ -187,6 +229,19 @@ sampling_options = _options(
         default=0.95,
         show_default=True,
         help="Nucleus sampling.",
+    ),
+    click.option(
+        "--top-k",
+        type=int,
+        default=0,
+        help="Draw from so many of the likeliest tokens; 0 (default): from all.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="Draw from tokens with this share of the likeliest one's probability; 0 (default): "
+        "from all.",
     ),
     click.option(
         "--seed",

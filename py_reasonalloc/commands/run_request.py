@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
 from ..engine.errors import ConfigError
 from ..engine.usertext import STDIN, argument_text, read_text
 from ..output.console import open_library
@@ -49,11 +51,13 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     from ..session.steering import Sampling
 
     kv_type_id(arguments["kv_type"] or "f16")
-    model = model_path(arguments["model"])
     is_auto = arguments["budget"] == "auto"
+    model = _model(arguments, is_wanted=is_auto)
     arguments = {**arguments, "budget": None if is_auto else _number(arguments["budget"])}
     kv_type, recommended_by = (arguments["kv_type"] or "f16").lower(), None
-    defaults = DEMO_DEFAULTS if is_demo else {}
+    defaults = dict(DEMO_DEFAULTS) if is_demo else {}
+    if arguments["chat"]:  # it may grow beyond any budget
+        defaults.pop("protect_prompt", None)
     seed = chosen_seed(arguments["seed"])
 
     def chosen(name: str) -> Any:
@@ -87,7 +91,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         first = next(name for name in names if arguments[name] is not None)
         raise ConfigError(f"--no-budget and --{first.replace('_', '-')} exclude each other")
     temp = Sampling.temp if chosen("temp") is None else chosen("temp")
-    return RunOptions(
+    options = RunOptions(
         model=model,
         config=config,
         profile=profile,
@@ -105,12 +109,35 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         rope=_filled(Rope, arguments),
         raw=arguments["raw"],
         template_variables=dict(map(read_variable, arguments["template_vars"])),
+        system=_system(arguments),
+        stop=_stop(arguments["stop"]),
+        grammar=_grammar(arguments),
+        n_batch=arguments["n_batch"],
+        use_mmap=arguments["use_mmap"],
+        use_mlock=arguments["use_mlock"],
         trace=_trace(arguments),
         chain=_chain(arguments),
         save_state=_save_state(arguments),
         recommended_by=recommended_by,
         verbose=arguments["verbose"],
     )
+    # a download is the last thing: what else is wrong has been said by then
+    return dataclasses.replace(options, model=_model(arguments, is_wanted=True))
+
+
+def _model(arguments: dict[str, Any], is_wanted: bool) -> Path:
+    """Return the model file; with --hf an empty path until it `is_wanted`."""
+    name, hub = arguments["model"], arguments["hf"]
+    if name is None and hub is None:
+        raise click.UsageError("Missing argument 'MODEL' (or --hf REPO[:FILE]).")
+    if hub is None:
+        return model_path(name)
+    if name is not None:
+        raise ConfigError("MODEL and --hf exclude each other")
+    from ..run.hub import check_hub, hub_model
+
+    check_hub(hub)
+    return hub_model(hub) if is_wanted else Path()
 
 
 def _number(text: str | None) -> int | None:
@@ -176,6 +203,46 @@ def _think(arguments: dict[str, Any]) -> ThinkLimit | None:
         return None
     start = None if start is None else argument_text(start, "--think-start")
     return ThinkLimit(n_tokens, start, None if end is None else argument_text(end, "--think-end"))
+
+
+def _system(arguments: dict[str, Any]) -> str | None:
+    text = arguments["system"]
+    if text is None:
+        return None
+    if not text.strip():
+        raise ConfigError("--system is empty")
+    return argument_text(text, "--system")
+
+
+def _stop(texts: Sequence[str]) -> tuple[str, ...]:
+    if not all(texts):
+        raise ConfigError("--stop is empty: every text would end at once")
+    for text in texts:
+        argument_text(text, "--stop")  # as it stands: a line end at its end counts
+    return tuple(texts)
+
+
+def _grammar(arguments: dict[str, Any]) -> str | None:
+    """Return the GBNF that --grammar or --json-schema asks for."""
+    from ..engine.grammar import grammar_of_schema
+
+    given = {name: arguments[name] for name in ("grammar", "json_schema") if arguments[name]}
+    for name in ("grammar", "json_schema"):
+        if arguments[name] == "":
+            raise ConfigError(f"--{name.replace('_', '-')} is empty")
+    if not given:
+        return None
+    if len(given) > 1:
+        raise ConfigError("--grammar and --json-schema exclude each other")
+    ((name, text),) = given.items()
+    option = f"--{name.replace('_', '-')}"
+    if arguments["think"] is not None:
+        raise ConfigError(f"{option} and --think exclude each other: thinking would break it")
+    if text.startswith("@"):
+        text = read_text(text[1:], name.replace("_", " "))
+    else:
+        text = argument_text(text, option)
+    return grammar_of_schema(text) if name == "json_schema" else text
 
 
 def _budget(given: dict[str, Any], settings: dict[str, Any], seed: int) -> BudgetConfig:
@@ -244,7 +311,7 @@ def _trace(arguments: dict[str, Any]) -> Path | None:
             raise ConfigError(f"--trace and --{flag.replace('_', '-')} exclude each other")
     from ..trace.write import check_target
 
-    inputs = (arguments["model"], arguments["prompt_file"])
+    inputs = (arguments["model"], arguments["prompt_file"])  # one is None with --hf
     return check_target(name, [Path(file) for file in inputs if file is not None])
 
 
@@ -291,12 +358,16 @@ def prompt_text(arguments: dict[str, Any], is_demo: bool) -> str | None:
     text, name = arguments["prompt"], arguments["prompt_file"]
     if arguments["load_state"] is not None:
         return None
+    if arguments["chat"] and name == STDIN:
+        raise ConfigError("--chat and -f - exclude each other: standard input has the turns")
     if text is not None and name is not None:
         raise ConfigError("-p and -f exclude each other")
     if text is not None:
         return argument_text(text, "-p")
     if name is not None:
         return read_text(name, "prompt")
+    if arguments["chat"]:
+        return None
     if is_demo:
         from ..task.problems import SAMPLE_PROBLEM
 

@@ -25,7 +25,11 @@ _TEMPLATE = "the model's chat template (tokenizer.chat_template)"
 
 
 def encode_prompt(
-    model: Any, text: str, raw: bool = False, variables: Mapping[str, Any] | None = None
+    model: Any,
+    text: str,
+    raw: bool = False,
+    variables: Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> list[int]:
     """Turn a user's text into tokens.
 
@@ -39,27 +43,66 @@ def encode_prompt(
         Leave out the model's chat template. A model without one is always raw.
     variables : mapping, optional
         What the template gets beside the message, such as ``enable_thinking``.
+    system : str, optional
+        A system message before it.
 
     Raises
     ------
     ConfigError
         The text is empty, or the chat template cannot be applied to it, or there is none for the
-        variables.
+        variables or the system message.
     """
     if not text.strip():
         raise ConfigError("the prompt is empty")
-    template = None if raw else chat_template(model)
-    if template is None:
-        if variables:
-            missing = "--raw leaves the chat template out" if raw else "the model has none"
-            raise ConfigError(f"{next(iter(variables))} is for a chat template, but {missing}")
-        rendered = text.encode("utf-8")
-    else:
-        rendered = _apply_template(model, template, text, dict(variables or {}))
-    tokens = tokenize(model, rendered, add_special=True)
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    tokens = tokenize(model, render(model, messages, raw, variables), add_special=True)
     if not tokens:
         raise ConfigError("the prompt has no tokens in this model's vocabulary")
     return tokens
+
+
+def render(
+    model: Any,
+    messages: Sequence[Mapping[str, str]],
+    raw: bool = False,
+    variables: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the text that a model gets for a conversation, without a BOS that its file asks for.
+
+    Parameters
+    ----------
+    messages : sequence of mapping
+        role and content of each.
+    raw : bool
+        Leave out the model's chat template: the messages are joined as they are. A model without
+        one is always raw.
+    variables : mapping, optional
+        What the template gets beside the messages.
+
+    Raises
+    ------
+    ConfigError
+        The chat template cannot be applied, or there is none for the variables or a system message.
+    """
+    template = None if raw else chat_template(model)
+    if template is not None:
+        try:
+            rendered = _apply_template(model, template, messages, dict(variables or {}))
+        except ConfigError as error:
+            raise ConfigError(f"{error}: pass --raw to go without it") from None
+        for message in messages:
+            if message["role"] == "system" and message["content"].strip().encode() not in rendered:
+                raise ConfigError(f"{_TEMPLATE} takes no system message")
+        return rendered
+    only = next(iter(variables), None) if variables else None
+    if any(message["role"] == "system" for message in messages):
+        only = "system"
+    if only is not None:
+        missing = "--raw leaves the chat template out" if raw else "the model has none"
+        raise ConfigError(f"{only} is for a chat template, but {missing}")
+    return "".join(message["content"] for message in messages).encode("utf-8")
 
 
 def chat_template(model: Any) -> str | None:
@@ -136,20 +179,13 @@ def render_chat(model: Any, messages: Sequence[Any], variables: Mapping[str, Any
     template = chat_template(model)
     if template is None:
         raise ConfigError("the model's file has no chat template (tokenizer.chat_template)")
-    return _render(model, template, messages, variables)
+    return _apply_template(model, template, messages, variables)
 
 
-def _apply_template(model: Any, template: str, text: str, variables: dict[str, Any]) -> bytes:
-    """Return what the template makes of a message, its own bytes as they are in the file."""
-    try:
-        return _render(model, template, [{"role": "user", "content": text}], variables)
-    except ConfigError as error:
-        raise ConfigError(f"{error}: pass --raw to go without it") from None
-
-
-def _render(
+def _apply_template(
     model: Any, template: str, messages: Sequence[Any], variables: Mapping[str, Any]
 ) -> bytes:
+    """Return what the template makes of messages, its own bytes as they are in the file."""
     from llama_cpp import llama_cpp as bindings
 
     def symbol(token: int) -> str:
@@ -161,7 +197,7 @@ def _render(
     bos = symbol(model.token_bos())
     try:
         formatter = _formatter(template, symbol(model.token_eos()), bos)
-        rendered = str(formatter(messages=messages, **variables).prompt)
+        rendered = str(formatter(messages=[dict(m) for m in messages], **variables).prompt)
     except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{_TEMPLATE} failed ({reason})") from None

@@ -113,4 +113,5 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
 
 
 def _open(options: RunOptions, plan: Plan, n_ctx: int) -> _EmptyLlama:
-    return _EmptyLlama(**session_arguments(options, plan, n_ctx), use_mmap=False)
+    arguments = session_arguments(options, plan, n_ctx)
+    return _EmptyLlama(**{**arguments, "use_mmap": False, "use_mlock": False})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.errors import ConfigError, ContextFullError, ModelFileError
+from ..engine.grammar import explain_grammar
 from ..engine.modelfile import MAX_CONTEXT, context_fault, open_vocabulary, trained_context
 from ..engine.prompts import encode_prompt
 from ..session.chains import Chain
@@ -62,6 +63,16 @@ class RunOptions:
         Leave out the chat template.
     template_variables : mapping
         What the chat template gets beside the message.
+    system : str or None
+        A system message before it.
+    stop : tuple of str
+        Texts that end the model's, and are left out of it.
+    grammar : str or None
+        GBNF that the text is held to.
+    n_batch : int
+        Tokens of a prompt that are read at a time.
+    use_mmap, use_mlock : bool
+        Map the file instead of reading it; keep the weights in memory.
     trace : Path or None
         File to write every compression to; needs a budget.
     chain : Chain or None
@@ -91,6 +102,12 @@ class RunOptions:
     rope: Rope = field(default_factory=Rope)
     raw: bool = False
     template_variables: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    n_batch: int = 512
+    use_mmap: bool = True
+    use_mlock: bool = False
     trace: Path | None = None
     chain: Chain | None = None
     save_state: Path | None = None
@@ -132,7 +149,7 @@ def plan_run(options: RunOptions, text: str | None) -> Plan:
     ------
     ConfigError
         Empty prompt, context longer than trained and positions not scaled, unknown cache type,
-        protected prompt too long.
+        protected prompt too long, a grammar that cannot be parsed.
     ContextFullError
         The prompt leaves no room in the context.
     ModelFileError
@@ -146,7 +163,11 @@ def plan_run(options: RunOptions, text: str | None) -> Plan:
             raise ModelFileError(context_fault(options.model, model, "pass --ctx N"))
         prompt: tuple[int, ...] = () if options.chain is None else options.chain.tokens
         if text is not None:
-            prompt = tuple(encode_prompt(model, text, options.raw, options.template_variables))
+            prompt = tuple(
+                encode_prompt(model, text, options.raw, options.template_variables, options.system)
+            )
+        if options.grammar is not None:
+            explain_grammar(model, options.grammar)
         n_ctx = options.n_ctx or n_trained
         scaled = rope.arguments(model, n_trained, n_ctx)
     if n_ctx > n_trained > 0 and not rope.stretches:
@@ -177,6 +198,10 @@ def session_arguments(options: RunOptions, plan: Plan, n_ctx: int) -> dict[str, 
         "n_gpu_layers": options.n_gpu_layers,
         "type_k": options.kv_type,
         "type_v": options.kv_type,
+        "n_batch": options.n_batch,
+        "n_ubatch": options.n_batch,
+        "use_mmap": options.use_mmap,
+        "use_mlock": options.use_mlock,
         "checkpoints": 0,  # one prompt is read, once
         "verbose": options.verbose,
         **plan.rope,

@@ -9,8 +9,10 @@ from .allocation import allocation
 from .dryrun import DryRun
 from .options import RunOptions
 
-_STOPS = {
+#: Why a text ended.
+STOPS = {
     "stop": "the model ended its text",
+    "stop_string": "a text of --stop",
     "length": "the number of tokens asked for",
     "context": "the end of the context",
     "interrupted": "stopped by Ctrl-C",
@@ -48,7 +50,7 @@ def summary(report: dict[str, Any], asked: str | None = None) -> str:
     lines = [
         f"[{_read(report)} in {report['prompt_seconds']:.2f} s, "
         f"{report['n_generated']} generated in {report['decode_seconds']:.2f} s "
-        f"({report['tokens_per_second']:.1f} tokens/s); end: {_STOPS[report['stop_reason']]}"
+        f"({report['tokens_per_second']:.1f} tokens/s); end: {STOPS[report['stop_reason']]}"
         f"{_drawn(report)}]"
     ]
     kv, full = report["kv_bytes"], report["kv_bytes_full"]

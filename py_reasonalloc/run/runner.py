@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from types import FrameType, TracebackType
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ..engine.stats import engine_stats
@@ -14,56 +11,31 @@ from ..session.chains import take_chain
 from ..session.generate import INTERRUPTED, STOP, Generation
 from ..session.reason_llama import ReasonLlama
 from .allocation import allocation, settle
+from .interrupts import Interrupts
 from .options import Plan, RunOptions, plan_run, session_arguments
+from .watch import Watcher, watched
 
 # fields of Sampling that a report has beside seed, temp and top_p
-_AGAINST_LOOPS = (
+_SAMPLING = (
     "repeat_penalty",
     "presence_penalty",
     "frequency_penalty",
     "dry_multiplier",
     "xtc_probability",
+    "top_k",
+    "min_p",
 )
 
 #: Names of what a run without a budget reports as its policy.
 FULL_CACHE = "full"
 
 
-class _Interrupts:
-    """Ctrl-C inside a ``with`` block: `stop` is called once; a second one always raises.
-
-    While `is_raising`, the first one raises KeyboardInterrupt too (a prompt is being read, and
-    there is no next token to wait for). A process that was started with Ctrl-C ignored ignores it.
-    """
-
-    def __init__(self) -> None:
-        self.is_raising = False
-        self.is_set = False
-        self.stop: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> _Interrupts:
-        self._former = signal.getsignal(signal.SIGINT)
-        if self._former != signal.SIG_IGN:  # a shell's way to keep Ctrl-C from background jobs
-            signal.signal(signal.SIGINT, self._receive)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGINT, self._former)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set or self.is_raising:
-            self.is_set = True
-            raise KeyboardInterrupt
-        self.is_set = True
-        self.stop()
-
-
-def run(options: RunOptions, text: str | None, write: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    options: RunOptions,
+    text: str | None,
+    write: Callable[[str], None],
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
     """Decode one prompt.
 
     Parameters
@@ -72,6 +44,8 @@ def run(options: RunOptions, text: str | None, write: Callable[[str], None]) -> 
         Prompt; None: a chain is continued.
     write : callable
         Gets the pieces of the generated text as they come.
+    watcher : Watcher, optional
+        Is shown the cache meanwhile; needs a budget.
 
     Returns
     -------
@@ -84,7 +58,7 @@ def run(options: RunOptions, text: str | None, write: Callable[[str], None]) -> 
     ReasonAllocError
         See `plan_run` and `ReasonLlama`.
     """
-    with _Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         plan = plan_run(options, text)
         interrupts.is_raising = True  # a calibration has no next token to wait for
         options = settle(options, plan)
@@ -94,31 +68,22 @@ def run(options: RunOptions, text: str | None, write: Callable[[str], None]) -> 
             if options.chain is not None:
                 options.chain.put_into(llama)
                 n_before = len(plan.prompt) - options.chain.n_prompt
-            generation = Generation(
-                llama,
-                plan.prompt,
-                options.max_tokens,
-                options.sampling,
-                options.think,
-                n_before=n_before,
-                keeps_rest=options.save_state is not None,
-            )
+            generation = generation_of(options, llama, plan.prompt, n_before=n_before)
             if options.chain is not None and options.chain.is_ended:
                 generation.stop_reason = STOP
             interrupts.stop = generation.interrupt
             if interrupts.is_set:  # while loading
                 generation.interrupt()
             pieces: list[str] = []
-            trace: AbstractContextManager[None] = nullcontext()
-            if options.trace is not None:
-                trace = llama.trace_to(options.trace, len(plan.prompt))
-            with trace:
+            with watched(llama, watcher, options.trace, len(plan.prompt)):
                 try:
                     interrupts.is_raising = not interrupts.is_set
                     for piece in generation if generation.stop_reason is None else ():
                         interrupts.is_raising = False
                         pieces.append(piece)
                         write(piece)
+                        if watcher is not None:
+                            watcher.step()
                 except KeyboardInterrupt:
                     generation.interrupt()
                 interrupts.is_raising = False
@@ -127,10 +92,33 @@ def run(options: RunOptions, text: str | None, write: Callable[[str], None]) -> 
                 is_ended = generation.stop_reason == STOP
                 n_prompt = len(plan.prompt) - n_before
                 take_chain(llama, tokens, n_prompt, is_ended).write(options.save_state)
-            return _report(options, plan, generation, "".join(pieces))
+            return report_of(options, plan, generation, "".join(pieces))
 
 
-def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) -> dict[str, Any]:
+def generation_of(
+    options: RunOptions,
+    llama: ReasonLlama,
+    prompt: Sequence[int],
+    spelled: Collection[int] = (),
+    n_before: int = 0,
+) -> Generation:
+    """Return the text that a run asks for, still to be made; `spelled`, `n_before`: see there."""
+    return Generation(
+        llama,
+        prompt,
+        options.max_tokens,
+        options.sampling,
+        options.think,
+        n_before=n_before,
+        keeps_rest=options.save_state is not None,
+        stop=options.stop,
+        grammar=options.grammar,
+        spelled=spelled,
+    )
+
+
+def report_of(options: RunOptions, plan: Plan, generation: Generation, text: str) -> dict[str, Any]:
+    """Return the report of a text: see `run`."""
     llama = generation.llama
     timing = generation.timing()
     memory = llama.memory_use()
@@ -141,6 +129,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "n_generated": len(generation.tokens),
         "stop_reason": generation.stop_reason or INTERRUPTED,
         "prompt_seconds": timing.prompt_seconds,
+        "first_token_seconds": generation.first_token_seconds,
         "decode_seconds": timing.decode_seconds,
         "tokens_per_second": timing.tokens_per_second,
         "n_ctx": plan.n_ctx,
@@ -149,7 +138,7 @@ def _report(options: RunOptions, plan: Plan, generation: Generation, text: str) 
         "seed": options.sampling.seed,
         "temp": options.sampling.temp,
         "top_p": options.sampling.top_p,
-        **{name: getattr(options.sampling, name) for name in _AGAINST_LOOPS},
+        **{name: getattr(options.sampling, name) for name in _SAMPLING},
         "n_thought": None if generation.thinking is None else generation.thinking.n_thought,
         "is_thought_cut": None if generation.thinking is None else generation.thinking.is_cut,
         "rope": plan.rope,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from llama_cpp import LlamaGrammar
 from llama_cpp import llama_cpp as bindings
 
+from .marks import StopStrings
 from .reason_llama import ReasonLlama
 from .steering import Sampling
 from .thinking import Thinking, ThinkLimit
 
 #: The model ended its text, max_tokens were reached, the context is full, the user stopped it.
 STOP, LENGTH, CONTEXT, INTERRUPTED = "stop", "length", "context", "interrupted"
+#: The text came to one of the strings that end it.
+STOP_STRING = "stop_string"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ class Generation:
         Tokens at the end of the prompt that are this text's: it is continued.
     keeps_rest : bool
         Leave a character that is not complete to whoever continues the text.
+    stop : sequence of str
+        Texts that end this one; they are left out of it.
+    grammar : str, optional
+        GBNF that the text is held to.
+    spelled : set of int
+        Control tokens that are part of the text all the same: those of the tags of thinking.
 
     Attributes
     ----------
@@ -67,7 +78,9 @@ class Generation:
     tokens : list of int
         Generated so far, without the token that ends the text.
     stop_reason : str or None
-        One of "stop", "length", "context", "interrupted"; None while it goes on.
+        One of "stop", "stop_string", "length", "context", "interrupted"; None while it goes on.
+    first_token_seconds : float or None
+        From the call to the first token, by the clock; None before.
     """
 
     def __init__(
@@ -79,6 +92,9 @@ class Generation:
         think: ThinkLimit | None = None,
         n_before: int = 0,
         keeps_rest: bool = False,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        spelled: Collection[int] = (),
     ) -> None:
         self.llama = llama
         self.prompt = list(prompt)
@@ -91,6 +107,8 @@ class Generation:
             self.thinking = Thinking(llama, think, self.prompt[:n_prompt])
         self.tokens: list[int] = []
         self.stop_reason: str | None = None
+        self.first_token_seconds: float | None = None
+        self._stop, self._grammar, self._spelled = StopStrings(stop), grammar, spelled
         self._prompt_ms: float | None = None
         self._n_read = 0
 
@@ -102,21 +120,22 @@ class Generation:
         """Yield pieces of text as they come; incomplete UTF-8 is held back until it is complete."""
         if self.stop_reason is not None:
             return
-        llama, sampling = self.llama, self.sampling
+        llama, sampling, began = self.llama, self.sampling, time.perf_counter()
         bindings.llama_perf_context_reset(llama.ctx)
         llama.set_seed(sampling.seed)
         llama.steer(sampling, self._before)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        pieces = llama.pieces()
+        pieces, special = llama.pieces(), llama.pieces(special=True)
         stream = llama.generate(
             self.prompt,
-            top_k=0,
-            min_p=0.0,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             top_p=sampling.top_p,
             temp=sampling.temp,
             repeat_penalty=sampling.repeat_penalty,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
+            grammar=None if self._grammar is None else LlamaGrammar.from_string(self._grammar),
         )
         self._limit_thinking()
         for token in self._before:
@@ -129,12 +148,18 @@ class Generation:
                 if self._prompt_ms is None:
                     self._prompt_ms = self._engine_ms()
                     self._n_read = llama.n_tokens
+                    self.first_token_seconds = time.perf_counter() - began
+                if self.stop_reason is not None:
+                    break
                 if bindings.llama_vocab_is_eog(llama._model.vocab, token):
                     self.stop_reason = STOP
                     break
                 self.tokens.append(token)
-                piece = decoder.decode(pieces[token])
+                piece = decoder.decode((special if token in self._spelled else pieces)[token])
                 self._limit_thinking(token, is_whole=decoder.getstate()[0] == b"")
+                piece = self._stop.feed(piece)
+                if self._stop.is_met:
+                    self.stop_reason = self.stop_reason or STOP_STRING
                 if piece:
                     yield piece
                 if len(self.tokens) == self.max_tokens:
@@ -145,7 +170,10 @@ class Generation:
             llama.steer(None)
         self.stop_reason = self.stop_reason or CONTEXT
         rest = decoder.decode(b"", final=True)
-        if rest and not (self._keeps_rest and self.stop_reason != STOP):
+        if self._keeps_rest and self.stop_reason != STOP:
+            rest = ""
+        rest = self._stop.feed(rest) + self._stop.rest()
+        if rest:
             yield rest
 
     def _limit_thinking(self, token: int | None = None, is_whole: bool = True) -> None:

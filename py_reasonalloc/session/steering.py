@@ -12,6 +12,7 @@ from llama_cpp import _internals
 from llama_cpp import llama_cpp as bindings
 
 from ..engine.errors import ConfigError
+from ..engine.grammar import check_grammar
 from .config import MAX_TOKENS, check_float, check_int
 
 #: A repetition does not reach across these: what llama.cpp's own programs have.
@@ -49,6 +50,10 @@ class Sampling:
         of the tokens above `xtc_threshold` only the least likely stays; 0: off.
     xtc_threshold : float
         See there; above 0.5 there is never more than one.
+    top_k : int
+        Draw from so many of the likeliest tokens; 0: from all.
+    min_p : float
+        Draw from tokens with at least this share of the likeliest one's probability; 0: from all.
 
     Raises
     ------
@@ -69,6 +74,8 @@ class Sampling:
     dry_last_n: int = -1
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
+    top_k: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         check_float("temp", self.temp, 0.0, 1e6)
@@ -84,6 +91,8 @@ class Sampling:
         check_int("dry_last_n", self.dry_last_n, -1, MAX_TOKENS)
         check_float("xtc_probability", self.xtc_probability, 0.0, 1.0)
         check_float("xtc_threshold", self.xtc_threshold, 0.0, 1.0)
+        check_int("top_k", self.top_k, 0, MAX_TOKENS)
+        check_float("min_p", self.min_p, 0.0, 1.0)
         if self.xtc_probability > 0 and self.temp == 0:
             raise ConfigError("xtc_probability needs a temperature: temp = 0 draws nothing")
 
@@ -95,6 +104,13 @@ class Steerable(llama_cpp.Llama):
     _steered: Sampling | None = None
     _forced: deque[int] = deque()
     _continued: tuple[int, ...] = ()
+    #: Tokens decoded since the session was opened, those that were read again included.
+    n_evaluated: int = 0
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Decode tokens, and count them."""
+        super().eval(tokens)
+        self.n_evaluated += len(tokens)
 
     def steer(self, sampling: Sampling | None, text: Sequence[int] = ()) -> None:
         """Let the next `generate` also do what only `Sampling` has; None: nothing of it.
@@ -131,6 +147,8 @@ class Steerable(llama_cpp.Llama):
 
     def _make_sampler(self, *args: Any, **kwargs: Any) -> _internals.LlamaSampler:
         """Return the base class's chain, with DRY and XTC where llama.cpp's own chain has them."""
+        if kwargs.get("grammar") is not None:  # the base class would go on with a null pointer
+            check_grammar(self._model, kwargs["grammar"]._grammar)
         steered, n_last = self._steered, self.last_n_tokens_size
         if steered is None:
             return super()._init_sampler(*args, **kwargs)

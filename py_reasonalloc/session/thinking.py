@@ -57,7 +57,7 @@ def thinking_tags(model: Any, limit: ThinkLimit) -> tuple[str, str]:
     """Return what opens and closes thinking; see `ThinkLimit`."""
     start, end = limit.start, limit.end
     if end is None:
-        known = _known_tags(model)
+        known = known_tags(model)
         if known is None:
             return start or "", TAGS[0][1]
         return known[0] if start is None else start, known[1]
@@ -66,7 +66,8 @@ def thinking_tags(model: Any, limit: ThinkLimit) -> tuple[str, str]:
     return start, end
 
 
-def _known_tags(model: Any) -> tuple[str, str] | None:
+def known_tags(model: Any) -> tuple[str, str] | None:
+    """Return what opens and closes thinking, as chat template or vocabulary have it; else None."""
     template = chat_template(model) or ""
     for opening, closing in TAGS:
         # many templates have an <|end|> that ends a message

@@ -173,11 +173,16 @@ class Traceable(Guarded):
                     tracer.settle()
 
     @contextlib.contextmanager
-    def trace(self, callback: Callable[[Compression], None]) -> Iterator[None]:
+    def trace(
+        self,
+        callback: Callable[[Compression], None],
+        on_state: Callable[[State], None] | None = None,
+    ) -> Iterator[None]:
         """Call `callback` with every compression inside the block.
 
         It is called between two decodes, in the thread that decodes, and may use the session. What
-        it raises comes out of the decoding call.
+        it raises comes out of the decoding call. So is `on_state`, if given, with a `State` when
+        the cache was cut, emptied or loaded, and at first if it is not empty.
 
         Raises
         ------
@@ -189,15 +194,22 @@ class Traceable(Guarded):
             The session is closed.
         """
         self._require_free()
-        self._tracer = Tracer(self, callback)
+        self._tracer = Tracer(self, callback, on_state)
+        self._tracer.is_stale = self.n_cached() > 0
         try:
+            self._tracer.sync()
             yield
         finally:
             tracer, self._tracer = self._tracer, None
             tracer.close()
 
     @contextlib.contextmanager
-    def trace_to(self, path: str | os.PathLike[str], n_prompt: int | None = None) -> Iterator[None]:
+    def trace_to(
+        self,
+        path: str | os.PathLike[str],
+        n_prompt: int | None = None,
+        also: Callable[[Compression | State], None] = lambda record: None,
+    ) -> Iterator[None]:
         """Write every compression inside the block to a trace file; see `read_trace`.
 
         Parameters
@@ -206,6 +218,8 @@ class Traceable(Guarded):
             Is replaced. A name that ends in ``.gz`` is compressed.
         n_prompt : int, optional
             Length of the prompt, tokens; only noted in the file.
+        also : callable, optional
+            Gets what is written, as the callbacks of `trace` do.
 
         Raises
         ------
@@ -217,7 +231,16 @@ class Traceable(Guarded):
         self._require_free()
         header = self._trace_header(n_prompt)
         with contextlib.closing(TraceWriter(Path(path))) as writer:
-            tracer = Tracer(self, writer.compression, writer.state)
+
+            def on_compression(record: Compression) -> None:
+                writer.compression(record)
+                also(record)
+
+            def on_state(record: State) -> None:
+                writer.state(record)
+                also(record)
+
+            tracer = Tracer(self, on_compression, on_state)
             try:
                 with hold_interrupts():
                     writer.header(header)

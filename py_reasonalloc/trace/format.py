@@ -172,6 +172,46 @@ class Snapshot:
         return np.cumsum(edges[:-1]) / max(len(heads), 1)
 
 
+class Replay:
+    """The cache over time: takes records as they come.
+
+    Parameters
+    ----------
+    budgets : tuple of tuple of int
+        ``budgets[il][ih]`` of the empty cache, tokens.
+    """
+
+    def __init__(self, budgets: Sequence[tuple[int, ...]]) -> None:
+        self._budgets = list(budgets)
+        self._held = list(_nothing([len(layer) for layer in budgets]))
+        self._n_pos = 0
+
+    def take(self, record: Compression | State) -> None:
+        """Go on to a record."""
+        if isinstance(record, State):
+            self._held = list(record.held)
+        else:
+            self._held = list(self._held_at(record.n_pos))
+            for layer in record.layers:
+                self._held[layer.il] = layer.kept
+                self._budgets[layer.il] = layer.budgets
+        self._n_pos = record.n_pos
+
+    def snapshot(self, n_pos: int, n_text: int) -> Snapshot:
+        """Return the cache when the sequence has `n_pos` tokens, all since the record being held.
+
+        Parameters
+        ----------
+        n_text : int
+            See `Snapshot`.
+        """
+        return Snapshot(n_pos, n_text, tuple(self._budgets), self._held_at(n_pos))
+
+    def _held_at(self, n_pos: int) -> Held:
+        new = self._n_pos, n_pos
+        return tuple(tuple(_extended(runs, *new) for runs in layer) for layer in self._held)
+
+
 @dataclass(frozen=True)
 class Trace:
     """A whole file.
@@ -207,20 +247,10 @@ class Trace:
             n_texts.append(min(n_same, record.n_pos))
             if isinstance(record, State):
                 n_same = min(n_same, record.n_same)
-        budgets = list(self.header.budgets)
-        held = list(_nothing(self.header.n_head_kv))
-        n_pos = 0
+        replay = Replay(self.header.budgets)
         for record, n_text in zip(self.records, reversed(n_texts)):
-            if isinstance(record, State):
-                held = list(record.held)
-            else:
-                new = n_pos, record.n_pos
-                held = [tuple(_extended(runs, *new) for runs in layer) for layer in held]
-                for layer in record.layers:
-                    held[layer.il] = layer.kept
-                    budgets[layer.il] = layer.budgets
-            n_pos = record.n_pos
-            yield record, Snapshot(n_pos, n_text, tuple(budgets), tuple(held))
+            replay.take(record)
+            yield record, replay.snapshot(record.n_pos, n_text)
 
     def snapshot(self, after: int | None = None) -> Snapshot:
         """Return the cache after compression number `after`, from 1, or at the end of the file.

@@ -5,6 +5,7 @@ The Python blocks of docs/embedding.md are what runs with the frameworks.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from smollm2 import smollm2_path
+from virtual_display import display, require_tkinter
 
 from py_reasonalloc.engine.library import BINDINGS_VERSION
 
@@ -336,6 +338,33 @@ def test_a_frozen_program(wheel: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "True demo-reasoner-horizon error 64\n"), (
         done.stderr
     )
+
+
+def test_the_frozen_desktop_example(wheel: Path, tmp_path: Path) -> None:
+    """In a window of a virtual display, with the environment out of reach."""
+    require_tkinter()
+    venv = Venv(tmp_path / "venv")
+    done = run(venv.python, "-m", "pip", "install", "-q", wheel, "pyinstaller")
+    if done.returncode != 0:
+        pytest.skip("PyInstaller does not install here")
+    app = ROOT / "examples" / "desktop" / "app.py"
+    must(venv.bin / "pyinstaller", "--log-level", "ERROR", app, cwd=tmp_path)
+    moved = tmp_path / "moved"
+    (tmp_path / "dist" / "app").rename(moved)
+    shutil.rmtree(tmp_path / "venv")
+    with display() as name:
+        done = subprocess.run(
+            [moved / "app", "--selftest"],
+            env={"DISPLAY": name},
+            cwd=moved,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert report["was_stopped"] is True and report["n_evicted"] > 0
+    assert "<think>" in report["text"] and report["kv_bytes"] > 0
 
 
 def test_types_reach_a_user(plain: Venv, tmp_path: Path) -> None:
