@@ -15,31 +15,14 @@
 // rows that a graph attends beyond those in use: it serves this many decode steps without a rebuild
 static constexpr int32_t RA_SPAN_SLACK = 32;
 
+// of what a graph sees of a batch
 static const ra_view * ra_view_of(const llama_memory_context_i * mctx) {
-    return dynamic_cast<const ra_view *>(mctx);
-}
-
-// the graph input for a rotation; NULL without one
-static ggml_tensor * ra_new_rotation(ggml_context * ctx, const char * name,
-                                     const ra_rotation & rot) {
-    if (rot.n == 0) {
-        return nullptr;
-    }
-    ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rot.n, rot.n);
-    ggml_set_name(t, name);
-    ggml_set_input(t);
-    return t;
-}
-
-static void ra_set_rotation(ggml_tensor * t, const ra_rotation & rot) {
-    if (t != nullptr && t->buffer != nullptr) {
-        ggml_backend_tensor_set(t, rot.values.data(), 0, ggml_nbytes(t));
-    }
+    const auto * part = dynamic_cast<const ra_stock_context *>(mctx);
+    return part == nullptr ? nullptr : part->view;
 }
 
 ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * view)
-    : llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), view(view),
-      n_tokens((int32_t) graph.n_tokens), layout(view->worst_case() ? 0 : view->storage().layout),
+    : view(view), n_tokens((int32_t) graph.n_tokens), layout(view->worst_case() ? 0 : view->storage().layout),
       n_since(view->storage().n_since - (int32_t) graph.n_tokens) {
     const ra_storage & store = view->storage();
     const ra_cache &   c     = view->cache();
@@ -73,8 +56,6 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * 
         ggml_set_input(window);
     }
     by_layer.init(graph, *view, kinds, n_tokens, n_ahead);
-    self_k_rot = ra_new_rotation(graph.ctx0, "attn_inp_k_rot", store.rot_k);
-    self_v_rot = ra_new_rotation(graph.ctx0, "attn_inp_v_rot", store.rot_v);
 }
 
 ra_attend_way ra_graph_input::way_of(const llm_graph_context & graph, int32_t il) const {
@@ -171,8 +152,6 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
         }
     }
     by_layer.set_input(*view);
-    ra_set_rotation(self_k_rot, store.rot_k);
-    ra_set_rotation(self_v_rot, store.rot_v);
 }
 
 ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {
@@ -211,17 +190,20 @@ ggml_tensor * ra_graph_input::mask_of_head(const llm_graph_context & graph, int3
 // hooks
 // ---------------------------------------------------------------------------------------------
 
-llm_graph_input_attn_kv * ra_graph_build_input(const llm_graph_context & graph) {
-    const ra_view * view = ra_view_of(graph.mctx);
-    if (view == nullptr) {
-        return nullptr;
-    }
-    auto inp = std::make_unique<ra_graph_input>(graph, view);
-    return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
+const llama_memory_context_i * ra_stock_part(const llama_memory_context_i * mctx) {
+    const auto * view = dynamic_cast<const ra_view *>(mctx);
+    return view == nullptr ? mctx : view->stock();
 }
 
-bool ra_graph_is_input(const llm_graph_input_attn_kv * inp) {
-    return dynamic_cast<const ra_graph_input *>(inp) != nullptr;
+// the input of all our layers, made for the first of them
+static ra_graph_input * ra_input_of(const llm_graph_context & graph, const ra_view * view) {
+    for (const llm_graph_input_ptr & inp : graph.res->inputs) {
+        if (auto * found = dynamic_cast<ra_graph_input *>(inp.get())) {
+            return found;
+        }
+    }
+    return static_cast<ra_graph_input *>(
+        graph.res->add_input(std::make_unique<ra_graph_input>(graph, view)));
 }
 
 uint32_t ra_graph_count_nodes(const ra_cache & cache) {
@@ -281,11 +263,12 @@ static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_in
 
 // attention of the query heads of KV head ih -> [head_dim_v * n_group, n_tokens]
 static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_input * inp,
-                                    const ra_tensors & t, const ra_layer & l, ggml_tensor * q,
-                                    ggml_tensor * sinks, float kq_scale, int il, int32_t ih) {
+                                    const ra_tensors & t, const ra_layer & l, const ra_attn & attn,
+                                    int32_t ih) {
     ggml_context * ctx     = graph.ctx0;
     const int64_t  n_group = t.n_head / t.n_head_kv;
-    const int64_t  n_span  = inp->n_span(il, ih);
+    const int64_t  n_span  = inp->n_span(attn.il, ih);
+    ggml_tensor *  q       = attn.q;
 
     ggml_tensor * q_h = ggml_view_3d(ctx, q, q->ne[0], n_group, q->ne[2], q->nb[1], q->nb[2],
                                      size_t(ih * n_group) * q->nb[1]);
@@ -294,42 +277,48 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_in
                                      size_t(l.offset[ih]) * t.k->nb[1]);
     ggml_tensor * v_h = ggml_view_3d(ctx, t.v, t.v->ne[0], 1, n_span, t.v->nb[1], t.v->nb[1],
                                      size_t(l.offset[ih]) * t.v->nb[1]);
-    ggml_tensor * s_h =
-        sinks == nullptr
-            ? nullptr
-            : ggml_view_1d(ctx, sinks, n_group, size_t(ih * n_group) * ggml_element_size(sinks));
-    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, inp->mask_of_head(graph, il, ih), s_h,
-                                nullptr, 0, kq_scale, il);
+    ggml_tensor * s_h = attn.sinks == nullptr
+                            ? nullptr
+                            : ggml_view_1d(ctx, attn.sinks, n_group,
+                                           size_t(ih * n_group) * ggml_element_size(attn.sinks));
+    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, inp->mask_of_head(graph, attn.il, ih), s_h,
+                                attn.v_mla, 0, attn.kq_scale, attn.il);
 }
 
-ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv,
-                                  ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur,
-                                  ggml_tensor * sinks, float kq_scale, int il) {
-    ra_graph_input * inp = static_cast<ra_graph_input *>(inp_kv);
-    const ra_layer & l   = inp->view->cache().layers[il];
-    ra_tensors &     t   = inp->view->tensors(il);
-    t.kq_scale           = kq_scale;
-    if (!t.rope.is_known && (ra_cache_needs(&inp->view->cache()) & RA_FEATURE_CENTRES) != 0 &&
-        ra_rope_find(k_cur, &t.rope) != RA_STATUS_OK) {
+ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
+    const ra_view * view = ra_view_of(graph.mctx);
+    const int       il   = attn.il;
+    if (view == nullptr || view->cache().layers[il].n_head_kv == 0) {
+        return nullptr;
+    }
+    GGML_ASSERT(attn.kq_b == nullptr);
+    ra_graph_input * inp = ra_input_of(graph, view);
+    const ra_layer & l   = view->cache().layers[il];
+    ra_tensors &     t   = view->tensors(il);
+    t.kq_scale           = attn.kq_scale;
+    t.n_hadamard         = attn.k_rot == nullptr ? 0 : (int32_t) attn.k_rot->ne[0];
+    t.n_hadamard_v       = attn.v_rot == nullptr ? 0 : (int32_t) attn.v_rot->ne[0];
+    if (!t.rope.is_known && (ra_cache_needs(&view->cache()) & RA_FEATURE_CENTRES) != 0 &&
+        ra_rope_find(attn.k, &t.rope) != RA_STATUS_OK) {
         ra_throw_last();
     }
 
     ggml_tensor * rows = inp->rows_of(graph.ctx0, il);
-    ra_store(graph, t.k, k_cur, rows);
-    ra_store(graph, t.v, v_cur, rows);
+    ra_store(graph, t.k, attn.k, rows);
+    ra_store(graph, t.v, attn.v, rows);
     if (inp->window != nullptr) {
-        ra_store_window(graph, inp, t.q, q_cur);
+        ra_store_window(graph, inp, t.q, attn.q);
     }
     const ra_attend_way way = inp->ways[il];
     if (way == RA_ATTEND_EVEN && !inp->is_biased[il]) {
-        return ra_attend_even(graph, inp, t, l, q_cur, sinks, kq_scale, il);
+        return ra_attend_even(graph, inp, t, l, attn.q, attn.sinks, attn.kq_scale, il);
     }
-    if (way != RA_ATTEND_BY_HEAD && inp->n_tokens == 1 && sinks == nullptr) {
-        return inp->by_layer.attend(graph, t, q_cur, kq_scale, il);
+    if (way != RA_ATTEND_BY_HEAD && inp->n_tokens == 1 && attn.sinks == nullptr) {
+        return inp->by_layer.attend(graph, t, attn.q, attn.kq_scale, il);
     }
     std::vector<ggml_tensor *> parts;
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-        parts.push_back(ra_attend_head(graph, inp, t, l, q_cur, sinks, kq_scale, il, ih));
+        parts.push_back(ra_attend_head(graph, inp, t, l, attn, ih));
     }
     // pairwise, so that every value is copied log2(n_head_kv) times
     while (parts.size() > 1) {

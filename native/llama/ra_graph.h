@@ -12,7 +12,7 @@ enum ra_attend_way {
     RA_ATTEND_BY_LAYER // one op over equal windows of the pool, with a mask per head
 };
 
-class ra_graph_input : public llm_graph_input_attn_kv {
+class ra_graph_input : public llm_graph_input_i {
   public:
     ra_graph_input(const llm_graph_context & graph, const ra_view * view);
 

@@ -9,8 +9,11 @@
 #include <limits>
 
 ra_memory::ra_memory(const llama_model & model, const llama_memory_params & params,
-                     const llama_cparams & cparams, ra_settings * settings)
-    : store(model, params, cparams.offload_kqv, settings), n_ctx(cparams.n_ctx_seq) {
+                     const llama_cparams & cparams, std::unique_ptr<ra_stock> stock_part,
+                     ra_settings * settings)
+    : stock(std::move(stock_part)),
+      store(model, params, cparams.offload_kqv, stock->left_out(), settings),
+      n_ctx(cparams.n_ctx_seq) {
     const ra_settings & made = store.cache->settings;
     LLAMA_LOG_INFO("%s: budget %d + buffer %d tokens per head, policy %s, KV %.2f MiB\n", __func__,
                    made.cfg.budget, made.cfg.buffer, made.policy->name,
@@ -20,7 +23,11 @@ ra_memory::ra_memory(const llama_model & model, const llama_memory_params & para
 ra_memory::~ra_memory() = default;
 
 std::map<ggml_backend_buffer_type_t, size_t> ra_memory::memory_breakdown() const {
-    return store.breakdown();
+    auto res = store.breakdown();
+    for (const auto & [buft, size] : stock->breakdown()) {
+        res[buft] += size;
+    }
+    return res;
 }
 
 int64_t ra_memory::scratch_bytes() const {
@@ -52,6 +59,7 @@ ra_memory * ra_memory_of(const llama_context * ctx) {
 
 void ra_memory::clear(bool data) {
     store.clear(data);
+    stock->clear(data);
     compress_us   = 0;
     in_flight_pos = -1;
 }
@@ -80,6 +88,18 @@ bool ra_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                  "tokens before position %d were evicted: the cache cannot go back to it, start "
                  "the sequence anew",
                  p0);
+        return false;
+    }
+    if (!is_rollback && !stock->can_go_back(0, p0)) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "the sliding window before position %d is no longer there: the cache cannot go "
+                 "back to it, start the sequence anew",
+                 p0);
+        return false;
+    }
+    if (!stock->seq_rm(0, p0, p1)) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "a recurrent state cannot go back to position %d: start the sequence anew", p0);
         return false;
     }
     ra_cache_truncate(store.cache.get(), p0);
@@ -121,7 +141,9 @@ void ra_memory::seq_div(llama_seq_id, llama_pos, llama_pos, int d) {
 // llama.h promises that all of [pos_min, pos_max] is present: after evictions that is the tail which
 // every head still holds
 llama_pos ra_memory::seq_pos_min(llama_seq_id seq_id) const {
-    return seq_id == 0 ? ra_cache_contiguous_from(store.cache.get()) : -1;
+    return seq_id != 0 || store.cache->n_pos == 0
+               ? -1
+               : std::max(ra_cache_contiguous_from(store.cache.get()), stock->seq_pos_min(seq_id));
 }
 
 llama_pos ra_memory::seq_pos_max(llama_seq_id seq_id) const {
@@ -173,7 +195,9 @@ llama_memory_context_ptr ra_memory::init_batch(llama_batch_allocr & balloc, uint
     llama_pos                 pos_next = store.cache->n_pos > 0 ? store.cache->n_pos : -1;
     balloc.split_reset();
     while (true) {
-        auto ubatch = balloc.split_simple(n_max);
+        // a recurrent state wants to know which tokens are of one sequence
+        auto ubatch = stock->is_recurrent() ? balloc.split_equal(n_max, false, 0)
+                                           : balloc.split_simple(n_max);
         if (ubatch.n_tokens == 0) {
             break;
         }
@@ -186,18 +210,23 @@ llama_memory_context_ptr ra_memory::init_batch(llama_batch_allocr & balloc, uint
     if (ubatches.empty() || balloc.get_n_used() < balloc.get_n_tokens()) {
         return failed();
     }
-    return std::make_unique<ra_memory_context>(this, &store, std::move(ubatches));
+    auto part = stock->init_batch(ubatches);
+    if (part == nullptr || part->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
+        ra_error(RA_STATUS_NO_MEMORY, "no room for a batch in the caches of llama.cpp");
+        LLAMA_LOG_ERROR("ReasonAlloc: %s\n", ra_last_error());
+        return failed();
+    }
+    return std::make_unique<ra_memory_context>(this, &store, std::move(part), std::move(ubatches));
 }
 
 llama_memory_context_ptr ra_memory::init_full() {
-    return std::make_unique<ra_memory_context>(this, &store);
+    return std::make_unique<ra_memory_context>(this, &store, stock->init_full());
 }
 
 llama_memory_context_ptr ra_memory::init_update(llama_context * context, bool optimize) {
-    GGML_UNUSED(optimize);
     lctx = context;
     make_compressor();
-    return std::make_unique<ra_memory_context>(LLAMA_MEMORY_STATUS_NO_UPDATE);
+    return std::make_unique<ra_memory_context>(stock->init_update(context, optimize));
 }
 
 bool ra_memory::begin_ubatch(const llama_ubatch & ubatch) {
@@ -220,11 +249,12 @@ bool ra_memory::begin_ubatch(const llama_ubatch & ubatch) {
 
 bool ra_memory_context::next() {
     mem->end_ubatch();
+    stock()->next();
     return ++i_cur < ubatches.size();
 }
 
 bool ra_memory_context::apply() {
-    return ubatches.empty() || mem->begin_ubatch(ubatches[i_cur]);
+    return (ubatches.empty() || mem->begin_ubatch(ubatches[i_cur])) && stock()->apply();
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -303,10 +333,17 @@ void ra_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id,
                             llama_state_seq_flags flags) const {
     ra_state_check(seq_id, flags);
     ra_state_write(io, store);
+    stock->state_write(io, seq_id);
 }
 
 void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     ra_state_check(seq_id, flags);
     clear(false);
     ra_state_read(io, store, n_ctx);
+    try {
+        stock->state_read(io, seq_id);
+    } catch (...) {
+        clear(true);
+        throw;
+    }
 }

@@ -5,18 +5,21 @@
 #include "llama-cparams.h"
 #include "llama-memory.h"
 #include "ra_compress.h"
+#include "ra_stock.h"
 #include "ra_storage.h"
 #include "ra_view.h"
 
 #include <memory>
 #include <vector>
 
-// Appends to every head; compresses when a segment is full. One sequence (id 0).
+// Appends to every head of the layers that grow; compresses when a segment is full. Every call is
+// forwarded to the stock part, which has the other layers. One sequence (id 0).
 class ra_memory : public llama_memory_i {
   public:
     // throws std::runtime_error; settings is taken over
     ra_memory(const llama_model & model, const llama_memory_params & params,
-              const llama_cparams & cparams, ra_settings * settings);
+              const llama_cparams & cparams, std::unique_ptr<ra_stock> stock,
+              ra_settings * settings);
     ~ra_memory() override;
 
     // llama_memory_i
@@ -64,6 +67,7 @@ class ra_memory : public llama_memory_i {
     int64_t planned_scratch_bytes(ggml_backend_sched_t sched) const;
 
     const ra_storage & storage() const { return store; }
+    const ra_stock &   stock_part() const { return *stock; }
     ra_cache &         state() { return *store.cache; }
     const ra_cache &   state() const { return *store.cache; }
 
@@ -79,7 +83,8 @@ class ra_memory : public llama_memory_i {
     void make_compressor();
     bool check_ubatch(const llama_ubatch & ubatch, llama_pos * pos_next) const;
 
-    ra_storage store;
+    std::unique_ptr<ra_stock> stock;
+    ra_storage                store;
 
     std::unique_ptr<ra_compressor> compressor;        // made at the first decode
     int32_t                        n_splits_then = 0; // ra_cache.n_splits when it was made
@@ -91,18 +96,22 @@ class ra_memory : public llama_memory_i {
     llama_pos       in_flight_pos = -1; // first position of the micro-batch being computed
 };
 
-// A batch, or the worst case, as llama.cpp walks through it.
+// A batch, or the worst case, as llama.cpp walks through it; with the same of the stock part.
 class ra_memory_context : public ra_view {
   public:
     // status only (nothing to update, or a failure)
     explicit ra_memory_context(llama_memory_status status)
         : ra_view(nullptr, false), status(status) {}
+    // an update of the stock part
+    explicit ra_memory_context(llama_memory_context_ptr update)
+        : ra_view(nullptr, false, std::move(update)), status(stock()->get_status()) {}
     // worst case
-    ra_memory_context(ra_memory * mem, ra_storage * store)
-        : ra_view(store, true), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem) {}
+    ra_memory_context(ra_memory * mem, ra_storage * store, llama_memory_context_ptr stock)
+        : ra_view(store, true, std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem) {}
     // a batch
-    ra_memory_context(ra_memory * mem, ra_storage * store, std::vector<llama_ubatch> ubatches)
-        : ra_view(store, false), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem),
+    ra_memory_context(ra_memory * mem, ra_storage * store, llama_memory_context_ptr stock,
+                      std::vector<llama_ubatch> ubatches)
+        : ra_view(store, false, std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem),
           ubatches(std::move(ubatches)) {}
 
     bool next() override;

@@ -6,20 +6,18 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
 
 // ---------------------------------------------------------------------------------------------
 // construction
 // ---------------------------------------------------------------------------------------------
 
 ra_storage::ra_storage(const llama_model & model, const llama_memory_params & params, bool offload,
-                       ra_settings * settings)
+                       const std::vector<bool> & grows, ra_settings * settings)
     : no_alloc(model.hparams.no_alloc) {
     const llama_hparams & hparams = model.hparams;
     std::vector<int32_t>  n_head_kv(hparams.n_layer());
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        n_head_kv[il] = (int32_t) hparams.n_head_kv(il);
+        n_head_kv[il] = grows[il] ? (int32_t) hparams.n_head_kv(il) : 0;
     }
     ra_cache * made = nullptr;
     if (ra_cache_init(&made, settings, (int32_t) n_head_kv.size(), n_head_kv.data()) !=
@@ -33,7 +31,6 @@ ra_storage::ra_storage(const llama_model & model, const llama_memory_params & pa
     if (!alloc_buffers()) {
         ra_throw_last();
     }
-    add_rotations(model, params);
 }
 
 void ra_storage::add_layers(const llama_model & model, const llama_memory_params & params,
@@ -116,45 +113,6 @@ bool ra_storage::alloc_buffers() {
         ggml_backend_buffer_clear(buf.get(), 0);
     }
     return true;
-}
-
-// Sylvester's Hadamard matrix, scaled to be orthogonal, as the stock cache uses it
-static ra_rotation ra_hadamard(int32_t n) {
-    ra_rotation rot{ n, {} };
-    for (int32_t i = 0; i < n; ++i) {
-        for (int32_t j = 0; j < n; ++j) {
-            bool odd = false;
-            for (int32_t bits = i & j; bits != 0; bits &= bits - 1) {
-                odd = !odd;
-            }
-            rot.values.push_back((odd ? -1.0f : 1.0f) / std::sqrt(float(n)));
-        }
-    }
-    return rot;
-}
-
-// as the stock cache: quantised rows are rotated, to spread outliers
-void ra_storage::add_rotations(const llama_model & model, const llama_memory_params & params) {
-    const llama_hparams & hparams = model.hparams;
-    const char *          off     = getenv("LLAMA_ATTN_ROT_DISABLE");
-    if (off != nullptr && atoi(off) != 0) {
-        return;
-    }
-    if (!hparams.is_n_embd_k_gqa_variable() && ggml_is_quantized(params.type_k) &&
-        hparams.n_embd_head_k() % 64 == 0) {
-        int32_t n = 64;
-        while (hparams.n_embd_head_k() % uint32_t(2 * n) == 0) {
-            n *= 2;
-        }
-        rot_k = ra_hadamard(n);
-        for (ra_tensors & t : tensors) {
-            t.n_hadamard = n;
-        }
-    }
-    if (!hparams.is_n_embd_v_gqa_variable() && ggml_is_quantized(params.type_v) &&
-        hparams.n_embd_head_v() % 64 == 0) {
-        rot_v = ra_hadamard(64);
-    }
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 #include "ra_rope.h"
 
 #include <cstdint>
-#include <vector>
 
 // the tensors of one layer with attention
 struct ra_tensors {
@@ -15,11 +14,6 @@ struct ra_tensors {
     int32_t       n_head_kv = 0;
     float         kq_scale  = 0.0f; // as the model's graph applies it
     ra_rope_op    rope;             // likewise, of the keys; known where the policy asks for it
-    int32_t       n_hadamard = 0;   // K rows are rotated in blocks of so many values; 0: not at all
-};
-
-// a Hadamard rotation of rows, in blocks of n values; n = 0: none
-struct ra_rotation {
-    int32_t            n = 0;
-    std::vector<float> values; // [n, n]
+    int32_t       n_hadamard = 0; // likewise: K rows are rotated in blocks of so many values, 0: not at all
+    int32_t       n_hadamard_v = 0; // likewise V rows
 };

@@ -4,6 +4,15 @@
 #include "llama-memory.h"
 #include "ra_storage.h"
 
+class ra_view;
+
+// What graphs are given of a batch: the context of a stock memory, which is this as well.
+struct ra_stock_context {
+    virtual ~ra_stock_context() = default;
+
+    const ra_view * view = nullptr; // that it is the stock part of
+};
+
 class ra_view : public llama_memory_context_i {
   public:
     // rows that head ih of layer il holds before the micro-batch of n_tokens
@@ -21,11 +30,20 @@ class ra_view : public llama_memory_context_i {
     // the tensors of layer il, to write to
     ra_tensors & tensors(int32_t il) const { return store->tensors[il]; }
 
+    // what graphs see of the layers that are not ours; NULL for a context that no graph is built from
+    llama_memory_context_i * stock() const { return stock_ctx.get(); }
+
   protected:
     // store: NULL for a context that no graph is built from
-    ra_view(ra_storage * store, bool is_worst_case) : store(store), is_worst_case(is_worst_case) {}
+    ra_view(ra_storage * store, bool is_worst_case, llama_memory_context_ptr stock = nullptr)
+        : store(store), is_worst_case(is_worst_case), stock_ctx(std::move(stock)) {
+        if (auto * part = dynamic_cast<ra_stock_context *>(stock_ctx.get())) {
+            part->view = this;
+        }
+    }
 
   private:
-    ra_storage * store;
-    bool         is_worst_case;
+    ra_storage *             store;
+    bool                     is_worst_case;
+    llama_memory_context_ptr stock_ctx;
 };
