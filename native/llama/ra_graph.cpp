@@ -56,10 +56,14 @@ ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * 
         ggml_set_input(window);
     }
     by_layer.init(graph, *view, kinds, n_tokens, n_ahead);
+    if (graph.hparams.use_alibi) {
+        alibi.init(graph.ctx0, *view, n_tokens, n_ahead);
+    }
 }
 
 ra_attend_way ra_graph_input::way_of(const llm_graph_context & graph, int32_t il) const {
-    if (!graph.cparams.flash_attn || view->cache().layers[il].n_head_kv == 0) {
+    if (!graph.cparams.flash_attn || graph.hparams.use_alibi || graph.hparams.is_mla() ||
+        view->cache().layers[il].n_head_kv == 0) {
         return RA_ATTEND_BY_HEAD;
     }
     if (is_even(il)) {
@@ -152,6 +156,7 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
         }
     }
     by_layer.set_input(*view);
+    alibi.set_input(*view, n_tokens);
 }
 
 ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {
@@ -206,10 +211,11 @@ static ra_graph_input * ra_input_of(const llm_graph_context & graph, const ra_vi
         graph.res->add_input(std::make_unique<ra_graph_input>(graph, view)));
 }
 
-uint32_t ra_graph_count_nodes(const ra_cache & cache) {
+uint32_t ra_graph_count_nodes(const ra_storage & store) {
     uint32_t n = 64;
-    for (int32_t il = 0; il < cache.n_layer; ++il) {
-        n += 16 + 24 * (uint32_t) cache.layers[il].n_head_kv;
+    for (const ra_tensors & t : store.tensors) {
+        n += 16 + 24 * (uint32_t) t.n_head_kv;
+        n += t.max_alibi_bias > 0.0f ? 12 * (uint32_t) t.n_head : 0;
     }
     return n;
 }
@@ -277,12 +283,29 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_in
                                      size_t(l.offset[ih]) * t.k->nb[1]);
     ggml_tensor * v_h = ggml_view_3d(ctx, t.v, t.v->ne[0], 1, n_span, t.v->nb[1], t.v->nb[1],
                                      size_t(l.offset[ih]) * t.v->nb[1]);
+    ggml_tensor * mask = inp->mask_of_head(graph, attn.il, ih);
+    if (graph.hparams.use_alibi) {
+        return ra_attend_alibi(graph, attn, t, ih, k_h, v_h, mask,
+                               inp->alibi.positions(ctx, attn.il, ih));
+    }
     ggml_tensor * s_h = attn.sinks == nullptr
                             ? nullptr
                             : ggml_view_1d(ctx, attn.sinks, n_group,
                                            size_t(ih * n_group) * ggml_element_size(attn.sinks));
-    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, inp->mask_of_head(graph, attn.il, ih), s_h,
-                                attn.v_mla, 0, attn.kq_scale, attn.il);
+    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, mask, s_h, attn.v_mla, 0, attn.kq_scale, attn.il);
+}
+
+// how the model's attention, in build_attn_mha(), goes from q.k to a logit
+static ra_logit_cap ra_logit_of(const llm_graph_context & graph, float kq_scale) {
+    const float cap = graph.hparams.f_attn_logit_softcapping;
+    if (graph.arch == LLM_ARCH_GROK) {
+        return { graph.hparams.f_attn_out_scale / cap, cap, kq_scale };
+    }
+    if (!graph.hparams.attn_soft_cap) {
+        return { 0.0f, 0.0f, kq_scale };
+    }
+    return graph.cparams.flash_attn ? ra_logit_cap{ kq_scale / cap, cap, 1.0f }
+                                    : ra_logit_cap{ 1.0f / cap, cap, kq_scale };
 }
 
 ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
@@ -295,7 +318,8 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn
     ra_graph_input * inp = ra_input_of(graph, view);
     const ra_layer & l   = view->cache().layers[il];
     ra_tensors &     t   = view->tensors(il);
-    t.kq_scale           = attn.kq_scale;
+    t.logit              = ra_logit_of(graph, attn.kq_scale);
+    t.sinks              = attn.sinks;
     t.n_hadamard         = attn.k_rot == nullptr ? 0 : (int32_t) attn.k_rot->ne[0];
     t.n_hadamard_v       = attn.v_rot == nullptr ? 0 : (int32_t) attn.v_rot->ne[0];
     if (!t.rope.is_known && (ra_cache_needs(&view->cache()) & RA_FEATURE_CENTRES) != 0 &&
@@ -305,7 +329,9 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn
 
     ggml_tensor * rows = inp->rows_of(graph.ctx0, il);
     ra_store(graph, t.k, attn.k, rows);
-    ra_store(graph, t.v, attn.v, rows);
+    if (t.has_own_v()) {
+        ra_store(graph, t.v, attn.v, rows);
+    }
     if (inp->window != nullptr) {
         ra_store_window(graph, inp, t.q, attn.q);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "llama-graph.h"
+#include "ra_graph_alibi.h"
 #include "ra_graph_layer.h"
 #include "ra_view.h"
 
@@ -37,6 +38,8 @@ class ra_graph_input : public llm_graph_input_i {
     std::vector<ra_attend_way> ways;      // [n_layer]
     std::vector<bool>          is_biased; // [n_layer] merging has left biases
 
+    ra_alibi alibi; // where the model has it
+
     ra_layer_attention by_layer; // of layers that are biased, or attended RA_ATTEND_BY_LAYER
 
     std::vector<size_t> rows_at; // [n_layer] first entry of the layer in `rows`
@@ -52,4 +55,4 @@ class ra_graph_input : public llm_graph_input_i {
 };
 
 // Most nodes that attention over a budgeted cache adds to the stock graph.
-uint32_t ra_graph_count_nodes(const ra_cache & cache);
+uint32_t ra_graph_count_nodes(const ra_storage & store);

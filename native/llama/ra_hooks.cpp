@@ -81,5 +81,5 @@ llama_memory_i * ra_memory_create(const llama_model & model, const llama_memory_
 
 uint32_t ra_graph_extra_nodes(const llama_memory_i * mem) {
     const ra_memory * m = dynamic_cast<const ra_memory *>(mem);
-    return m == nullptr ? 0 : ra_graph_count_nodes(m->state());
+    return m == nullptr ? 0 : ra_graph_count_nodes(m->storage());
 }

@@ -22,7 +22,7 @@ ra_repacker::ra_repacker(const ra_cache & cache, const std::vector<ra_tensors> &
     : cache(cache), scratch(scratch) {
     for (const ra_tensors & t : tensors) {
         pools.push_back({ t.k, IN_PLACE, &staging_k });
-        pools.push_back({ t.v, IN_PLACE, &staging_v });
+        pools.push_back({ t.has_own_v() ? t.v : nullptr, IN_PLACE, &staging_v });
     }
     for (pool & p : pools) {
         p.how = p.rows != nullptr ? way_of(p.rows, gather_always) : IN_PLACE;
@@ -112,7 +112,7 @@ void ra_repacker::begin(int32_t il) {
 void ra_repacker::move(int32_t il, int32_t dst, int32_t src, int32_t n) {
     for (int i = 2 * il; i < 2 * il + 2; ++i) {
         const pool & p = pools[i];
-        if (p.how != GATHERED) {
+        if (p.rows != nullptr && p.how != GATHERED) {
             ra_move_rows(p.how == STAGED ? p.staging->data() : (uint8_t *) p.rows->data,
                          p.rows->nb[1], dst, src, n);
         }

@@ -121,7 +121,7 @@ void ra_state_write(llama_io_write_i & io, const ra_storage & store) {
         const ra_tensors & t = store.tensors[il];
         for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
             for (ggml_tensor * pool : { t.k, t.v }) {
-                if (l.used[ih] > 0) {
+                if (l.used[ih] > 0 && pool->view_src == nullptr) {
                     io.write_tensor(pool, size_t(l.offset[ih]) * pool->nb[1],
                                     size_t(l.used[ih]) * pool->nb[1]);
                 }
@@ -229,7 +229,7 @@ void ra_state_read(llama_io_read_i & io, ra_storage & store, uint32_t n_ctx) {
             const ra_tensors & t = store.tensors[il];
             for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
                 for (ggml_tensor * pool : { t.k, t.v }) {
-                    if (l.used[ih] > 0) {
+                    if (l.used[ih] > 0 && pool->view_src == nullptr) {
                         io.read_tensor(pool, size_t(l.offset[ih]) * pool->nb[1],
                                        size_t(l.used[ih]) * pool->nb[1]);
                     }

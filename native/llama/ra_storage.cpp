@@ -51,10 +51,11 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
             bufts.push_back(buft);
             ctxs_bufs.emplace_back(nullptr, nullptr);
         }
-        shapes[il] = { device, hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), params.type_k,
-                       params.type_v };
+        shapes[il] = { device,        hparams.n_embd_head_k(il), hparams.n_embd_head_v(il),
+                       params.type_k, params.type_v,             !hparams.is_mla() };
         tensors[il].n_head    = (int32_t) hparams.n_head(il);
         tensors[il].n_head_kv = cache->layers[il].n_head_kv;
+        tensors[il].max_alibi_bias = hparams.f_max_alibi_bias;
     }
 }
 
@@ -76,7 +77,8 @@ void ra_storage::make_tensors() {
         }
         ggml_context * ctx = ctxs_bufs[s.device].first.get();
         t.k                = ggml_new_tensor_2d(ctx, s.type_k, s.head_dim_k, l.n_slots);
-        t.v                = ggml_new_tensor_2d(ctx, s.type_v, s.head_dim_v, l.n_slots);
+        t.v = s.has_own_v ? ggml_new_tensor_2d(ctx, s.type_v, s.head_dim_v, l.n_slots)
+                          : ggml_view_2d(ctx, t.k, s.head_dim_v, l.n_slots, t.k->nb[1], 0);
         ggml_format_name(t.k, "ra_cache_k_l%zu", il);
         ggml_format_name(t.v, "ra_cache_v_l%zu", il);
         if (needs_window) {
@@ -122,7 +124,8 @@ bool ra_storage::alloc_buffers() {
 int64_t ra_storage::kv_bytes() const {
     int64_t n = 0;
     for (const ra_tensors & t : tensors) {
-        n += t.k != nullptr ? (int64_t) (ggml_nbytes(t.k) + ggml_nbytes(t.v)) : 0;
+        n += t.k != nullptr ? (int64_t) ggml_nbytes(t.k) : 0;
+        n += t.has_own_v() ? (int64_t) ggml_nbytes(t.v) : 0;
     }
     return n;
 }
@@ -138,7 +141,8 @@ int64_t ra_storage::window_bytes() const {
 int64_t ra_storage::row_bytes() const {
     int64_t n = 0;
     for (const ra_tensors & t : tensors) {
-        n += t.k != nullptr ? (int64_t) (t.k->nb[1] + t.v->nb[1]) * t.n_head_kv : 0;
+        n += t.k != nullptr ? (int64_t) t.k->nb[1] * t.n_head_kv : 0;
+        n += t.has_own_v() ? (int64_t) t.v->nb[1] * t.n_head_kv : 0;
     }
     return n;
 }

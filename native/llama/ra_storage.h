@@ -61,6 +61,7 @@ class ra_storage {
         size_t    device; // index below
         int64_t   head_dim_k, head_dim_v;
         ggml_type type_k, type_v;
+        bool      has_own_v; // else V rows are the first values of K rows (MLA)
     };
 
     // one context of tensors, its buffer and the buffer's type, per device

@@ -32,17 +32,8 @@ static const char * ra_unsupported_feature(const llama_model & model) {
     if (llm_arch_is_recurrent(model.arch)) {
         return "it is recurrent and has no attention cache";
     }
-    if (hp.is_mla()) {
-        return "it uses multi-head latent attention (MLA)";
-    }
     if (!hp.causal_attn || llama_model_has_encoder(&model) || ra_arch_is_special(model.arch)) {
         return "it does not keep one plain causal attention cache";
-    }
-    if (hp.use_alibi || hp.f_max_alibi_bias > 0.0f) {
-        return "it uses ALiBi position biases";
-    }
-    if (hp.n_pos_per_embd() > 1) {
-        return "it uses multi-dimensional positions (M-RoPE)";
     }
     if (hp.ple_n_heads > 0 || hp.router_layer >= 0) {
         return "its graph reads the cache in its own way";
