@@ -72,7 +72,7 @@ int main(int argc, char ** argv) {
     }
 
     ra_stats stats = { .size = sizeof(stats) };
-    if (ra_stats_get(ctx, &stats) != RA_STATUS_OK) {
+    if (ra_stats_get(ctx, 0, &stats) != RA_STATUS_OK) {
         return fail("statistics");
     }
     printf("\n%d tokens, at most %d held, %lld evicted, %lld bytes\n", stats.n_pos,

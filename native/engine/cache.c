@@ -4,9 +4,22 @@
 #include <math.h>
 #include <string.h>
 
-static int32_t ra_ring_size(const ra_settings * s) {
-    const bool wants_all = (s->policy->needs & RA_FEATURE_ALL_QUERIES) != 0;
-    return wants_all && s->cfg.buffer > s->cfg.n_window ? s->cfg.buffer : s->cfg.n_window;
+bool ra_cache_wants_all_queries(const ra_cache * c) {
+    return (c->settings.policy->needs & RA_FEATURE_ALL_QUERIES) != 0 &&
+           c->settings.cfg.buffer > c->settings.cfg.n_window;
+}
+
+/* newest queries that a compression may use */
+static int32_t ra_cache_most_queries(const ra_cache * c) {
+    return ra_cache_wants_all_queries(c) ? c->settings.cfg.buffer : c->settings.cfg.n_window;
+}
+
+/* A dropped draft has overwritten the oldest queries of the ring: that many more are kept. Those since the
+ * last compression are at hand in any case, for no draft is longer than the room for it. */
+static int32_t ra_ring_size(const ra_cache * c) {
+    const int32_t most  = ra_cache_most_queries(c);
+    const int32_t draft = c->settings.cfg.n_window + c->settings.cfg.n_draft;
+    return draft > most ? draft : most;
 }
 
 ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer,
@@ -21,7 +34,7 @@ ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer
     memset(settings, 0, sizeof(*settings));
     c->n_layer    = n_layer;
     c->n_protect  = c->settings.cfg.n_protect;
-    c->n_ring     = ra_ring_size(&c->settings);
+    c->n_ring     = ra_ring_size(c);
     c->window_pos = ra_calloc((size_t) c->n_ring, sizeof(int32_t));
     c->obs_pos    = ra_calloc((size_t) c->n_ring, sizeof(int32_t));
 
@@ -183,6 +196,62 @@ void ra_cache_truncate(ra_cache * c, int32_t pos) {
     c->n_pos = is_empty ? 0 : (pos < c->n_pos ? pos : c->n_pos);
 }
 
+static void ra_layer_copy(ra_layer * to, const ra_layer * from, size_t n_state) {
+    const size_t n_heads = (size_t) from->n_head_kv;
+    const size_t n_slots = (size_t) from->n_slots;
+    if (n_heads == 0) {
+        return;
+    }
+    memcpy(to->initial, from->initial, n_heads * sizeof(*to->initial));
+    memcpy(to->budget, from->budget, n_heads * sizeof(*to->budget));
+    memcpy(to->offset, from->offset, n_heads * sizeof(*to->offset));
+    memcpy(to->used, from->used, n_heads * sizeof(*to->used));
+    memcpy(to->n_evicted, from->n_evicted, n_heads * sizeof(*to->n_evicted));
+    memcpy(to->pos, from->pos, n_slots * sizeof(*to->pos));
+    memcpy(to->state, from->state, n_slots * n_state * sizeof(*to->state));
+    if (from->merge != NULL) {
+        memcpy(to->merge->bias, from->merge->bias, n_slots * sizeof(*to->merge->bias));
+        to->merge->has_bias = from->merge->has_bias;
+    }
+    if (from->alike != NULL) {
+        memcpy(to->alike, from->alike, n_slots * sizeof(*to->alike));
+    }
+    to->is_planned    = false;
+    to->has_new_table = from->has_new_table;
+    to->n_pos_scored  = from->n_pos_scored;
+}
+
+ra_status ra_cache_copy(ra_cache * to, const ra_cache * from) {
+    for (int32_t il = 0; il < from->n_layer; ++il) {
+        if (to->layers[il].n_slots != from->layers[il].n_slots) {
+            return ra_error(RA_STATUS_UNSUPPORTED,
+                            "a sequence whose budgets were set by hand cannot be copied: layer %d "
+                            "has other budgets there",
+                            il);
+        }
+    }
+    for (int32_t il = 0; il < from->n_layer; ++il) {
+        ra_layer_copy(&to->layers[il], &from->layers[il], (size_t) from->settings.policy->n_state);
+    }
+    to->has_own_tables = from->has_own_tables;
+    to->n_pos          = from->n_pos;
+    to->n_protect      = from->n_protect;
+    to->peak_tokens    = from->peak_tokens;
+    to->min_evicted    = from->min_evicted;
+    to->n_compressions = from->n_compressions;
+    to->n_evicted      = from->n_evicted;
+    memcpy(to->window_pos, from->window_pos, (size_t) from->n_ring * sizeof(*to->window_pos));
+    return RA_STATUS_OK;
+}
+
+int32_t ra_cache_compressed_at(const ra_cache * c) {
+    int32_t pos = 0;
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        pos = c->layers[il].n_pos_scored > pos ? c->layers[il].n_pos_scored : pos;
+    }
+    return pos;
+}
+
 int32_t ra_cache_contiguous_from(const ra_cache * c) {
     int32_t from = -1;
     for (int32_t il = 0; il < c->n_layer; ++il) {
@@ -210,7 +279,7 @@ uint32_t ra_cache_needs(const ra_cache * c) {
 
 int32_t ra_cache_list_queries(ra_cache * c, int32_t il) {
     const bool wants_all = (c->settings.policy->needs & RA_FEATURE_ALL_QUERIES) != 0;
-    int32_t    first     = c->n_pos - (wants_all ? c->n_ring : c->settings.cfg.n_window);
+    int32_t    first     = c->n_pos - ra_cache_most_queries(c);
     if (wants_all && first < c->layers[il].n_pos_scored) {
         first = c->layers[il].n_pos_scored;
     }

@@ -45,6 +45,7 @@ typedef struct ra_layer {
 
 typedef struct ra_cache {
     ra_settings settings;
+    int32_t     seq_id; /* of the sequence in its context, for trace events */
     int32_t     n_layer;
     ra_layer *  layers; /* [n_layer] */
     int32_t n_splits;   /* times that another protected prefix changed n_slots: pools must follow */
@@ -57,7 +58,8 @@ typedef struct ra_cache {
     int64_t n_evicted;
     int64_t n_tokens_total;
 
-    int32_t   n_ring;     /* queries that are remembered: n_window, or what the policy asks for */
+    int32_t   n_ring; /* queries that are remembered: n_window, or what the policy asks for, or more
+                           * for drafts */
     int32_t * window_pos; /* [n_ring] position whose query sits in slot pos % n_ring, or -1; a
                            * truncated tail leaves fewer, and scores use those */
     int32_t * obs_pos;    /* [n_ring] scratch: positions of the queries of this compression */
@@ -103,9 +105,20 @@ int32_t ra_cache_longest_head(const ra_cache * c, int32_t il);
 void ra_cache_append(ra_cache * c, int32_t pos0, int32_t n);
 
 /* Drops the tokens at positions >= pos from every head. Below pos nothing may have been evicted
- * (pos <= min_evicted), or pos must be where the last append began. In the former case nothing counts
- * as evicted any more. */
+ * (pos <= min_evicted), or nothing since pos was appended (pos >= ra_cache_compressed_at()). In the former
+ * case nothing counts as evicted any more. */
 void ra_cache_truncate(ra_cache * c, int32_t pos);
+
+/* Length of the sequence at its last compression; 0: there was none. Tokens appended since can be dropped
+ * again, exactly. */
+int32_t ra_cache_compressed_at(const ra_cache * c);
+
+/* `to`, of the same model and settings, holds what `from` does from now on, but for trace, n_tokens_total
+ * and seq_id. RA_STATUS_UNSUPPORTED, nothing changed, if a layer has another number of rows. */
+ra_status ra_cache_copy(ra_cache * to, const ra_cache * from);
+
+/* Whether the policy weighs all queries since the last compression, more than the window's. */
+bool ra_cache_wants_all_queries(const ra_cache * c);
 
 /* First position p such that every head holds all of [p, n_pos); -1 when empty. */
 int32_t ra_cache_contiguous_from(const ra_cache * c);

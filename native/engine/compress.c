@@ -207,6 +207,7 @@ static void ra_trace_layer(const ra_cache * c, int32_t il) {
     if (pos != NULL && keep != NULL &&
         (m == NULL || (target != NULL && share != NULL && bias != NULL))) {
         const ra_trace_event event = {
+            .seq_id        = c->seq_id,
             .i_compression = c->n_compressions,
             .n_pos         = c->n_pos,
             .il            = il,

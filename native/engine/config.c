@@ -11,6 +11,7 @@ ra_config ra_config_default_params(void) {
         .buffer        = 128,
         .n_sink        = 4,
         .n_window      = 8,
+        .n_draft       = 0,
         .n_protect     = 0,
         .policy        = "rkv",
         .lambda        = 0.1f,
@@ -154,6 +155,7 @@ ra_status ra_config_check(const ra_config * cfg) {
     RA_TRY(ra_check_range("buffer", cfg->buffer, 1, RA_MAX_TOKENS));
     RA_TRY(ra_check_range("n_sink", cfg->n_sink, 0, RA_MAX_TOKENS));
     RA_TRY(ra_check_range("n_window", cfg->n_window, 1, RA_MAX_WINDOW));
+    RA_TRY(ra_check_range("n_draft", cfg->n_draft, 0, RA_MAX_WINDOW));
     RA_TRY(ra_check_range("n_protect", cfg->n_protect, 0, RA_MAX_TOKENS));
     RA_TRY(ra_check_range("pool_kernel", cfg->pool_kernel, 1, 255));
     if (cfg->pool_kernel % 2 == 0) {

@@ -16,10 +16,19 @@
  *
  *     sum over layers and heads of (budget + buffer) * (row bytes of K + row bytes of V)
  *
+ * for each sequence of the context. Of llama_memory_*: seq_rm drops a sequence, or a tail of which nothing
+ * was evicted or that came after the last compression; seq_cp copies a whole sequence, bit for bit;
+ * seq_keep; positions are neither shifted nor divided. A batch may mix tokens of any sequences; each token
+ * belongs to one, and those of a sequence are read in the same pieces whatever comes with them.
+ *
  * Method: ReasonAlloc, arXiv:2606.11164; default policy R-KV, arXiv:2505.24133.
  *
  * Conventions
  *   - il is a layer index in [0, n_layer), ih a KV head index in [0, n_head_kv).
+ *   - seq_id is a sequence in [0, n_seq_max) of llama_context_params; -1, where stated, all of them. Each
+ *     has a cache of its own, of equal bytes, made with the context: budgets in force, protected prompt,
+ *     compressions and statistics are its own. With kv_unified each may be n_ctx tokens long, else
+ *     n_ctx / n_seq_max.
  *   - Sizes are in tokens unless the name ends in _bytes or _us (microseconds). Intervals are
  *     half-open. Scores: higher = keep.
  *   - Functions that can fail return ra_status; on failure nothing was changed unless stated, and
@@ -61,7 +70,7 @@ struct llama_model;
 /* ------------------------------------------------------------------------------------------- */
 
 /* Raised whenever a struct or a function of this header changes incompatibly. */
-#define RA_ABI_VERSION 3
+#define RA_ABI_VERSION 4
 
 typedef enum ra_status {
     RA_STATUS_OK          = 0,
@@ -107,13 +116,17 @@ RA_API const char * ra_last_error(void);
 typedef struct ra_config {
     size_t size; /* sizeof(ra_config), set by ra_config_default_params() */
 
-    int32_t budget;    /* B: tokens kept per (layer, KV head) after a compression; mean when the
+    int32_t budget;   /* B: tokens kept per (layer, KV head) after a compression; mean when the
                         * tables below differ. > 0. Default 256. */
-    int32_t buffer;    /* Delta: decode steps between compressions; >= 1. Default 128 (paper).
+    int32_t buffer;   /* Delta: decode steps between compressions; >= 1. Default 128 (paper).
                         * Also the longest piece of a prompt read at once. */
-    int32_t n_sink;    /* first tokens of the sequence that are never evicted; >= 0. Default 4. */
-    int32_t n_window;  /* alpha: observation window, the newest tokens; never evicted, and their
+    int32_t n_sink;   /* first tokens of the sequence that are never evicted; >= 0. Default 4. */
+    int32_t n_window; /* alpha: observation window, the newest tokens; never evicted, and their
                         * queries score the others; 1..RA_MAX_WINDOW. Default 8 (paper). */
+    int32_t
+        n_draft; /* a tail of up to n_draft tokens may be dropped again (a rejected draft) without
+                        * losing queries of the window: so many more are kept; 0..RA_MAX_WINDOW.
+                        * Default 0. */
     int32_t n_protect; /* positions [0, n_protect) are never evicted; >= 0. Default 0. See
                         * ra_set_protect() for a prompt whose length is known only later. */
 
@@ -218,21 +231,29 @@ RA_API ra_status ra_model_supported(const struct llama_model * model, int32_t ty
 /* 1 if the context has a budgeted cache, else 0. ctx == NULL: 0. */
 RA_API int32_t ra_is_attached(const struct llama_context * ctx);
 
-/* From now on positions [0, n_protect) are never evicted. n_protect >= 0.
+/* Sequences that the context holds, n_seq_max; 0 without a budgeted cache. */
+RA_API int32_t ra_n_seq(const struct llama_context * ctx);
+
+/* From now on positions [0, n_protect) of a sequence are never evicted. n_protect >= 0. seq_id -1: of all;
+ * the first that fails ends it.
  * RA_STATUS_BUDGET if the smallest head budget cannot hold max(n_protect, n_sink) + n_window + 1
  * tokens. Tokens that were evicted before stay evicted. */
-RA_API ra_status ra_set_protect(struct llama_context * ctx, int32_t n_protect);
+RA_API ra_status ra_set_protect(struct llama_context * ctx, int32_t seq_id, int32_t n_protect);
 
-/* Gives layer il other head budgets, from its next compression on. budgets: [n], n == n_head_kv of
+/* Gives layer il of a sequence (-1: of all) other head budgets, from its next compression on. budgets: [n], n == n_head_kv of
  * the layer; their sum must not exceed the sum that the layer was made with (its pool is never
  * resized), each at least max(n_protect, n_sink) + n_window + 1. */
-RA_API ra_status ra_set_head_budgets(struct llama_context * ctx, int32_t il,
+RA_API ra_status ra_set_head_budgets(struct llama_context * ctx, int32_t seq_id, int32_t il,
                                      const int32_t * budgets, size_t n);
 
-/* Runs a compression now, if any head holds more than its budget; else does nothing.
+/* Runs a compression of a sequence (-1: of each) now, if any head holds more than its budget; else does nothing.
  * RA_STATUS_NO_MEMORY or RA_STATUS_COMPUTE when a backend failed: nothing was changed, unless it failed
- * while a device moved rows; then the cache was emptied, and ra_last_error() says so. */
-RA_API ra_status ra_compress(struct llama_context * ctx);
+ * while a device moved rows; then the sequence was emptied, and ra_last_error() says so. */
+RA_API ra_status ra_compress(struct llama_context * ctx, int32_t seq_id);
+
+/* Tokens that can be appended to a sequence before its next compression; -1 without such a sequence. A
+ * draft of fewer tokens can be dropped again exactly. */
+RA_API int32_t ra_room(const struct llama_context * ctx, int32_t seq_id);
 
 /* ------------------------------------------------------------------------------------------- */
 /* statistics, read from the engine                                                             */
@@ -245,12 +266,14 @@ typedef struct ra_stats {
     int32_t n_head_kv_max; /* largest n_head_kv of a layer */
     int32_t budget;        /* as configured */
     int32_t buffer;        /* as configured */
-    int32_t n_pos;         /* length of the sequence: last position + 1 */
+    int32_t n_seq;         /* sequences that these numbers are of */
+    int32_t n_pos;         /* length of the sequence (of all: of the longest): last position + 1 */
     int32_t peak_tokens;   /* most tokens that any head ever held (<= budget + buffer) */
 
-    int64_t kv_bytes;       /* allocated tensors of K and V of all layers */
-    int64_t window_bytes;   /* allocated tensors of the observation window's queries */
-    int64_t scratch_bytes;  /* buffers reserved for compressions (device and host), complete from
+    int64_t kv_bytes;     /* allocated tensors of K and V of all layers */
+    int64_t window_bytes; /* allocated tensors of the observation window's queries */
+    int64_t
+        scratch_bytes; /* buffers reserved for compressions (device and host) of all sequences, complete from
                              * the first decode on; they grow only for a head that
                              * ra_set_head_budgets() makes longer than any before */
     int64_t kv_bytes_full;  /* what the stock cache's rows for n_pos tokens take */
@@ -262,8 +285,9 @@ typedef struct ra_stats {
     int64_t n_tokens_total; /* tokens decoded since the context was made */
 } ra_stats;
 
-/* Fills *st. st->size must be sizeof(ra_stats). RA_STATUS_NOT_FOUND without a budgeted cache. */
-RA_API ra_status ra_stats_get(const struct llama_context * ctx, ra_stats * st);
+/* Fills *st with the numbers of a sequence, or (seq_id -1) the sums over all. st->size must be
+ * sizeof(ra_stats). RA_STATUS_NOT_FOUND without a budgeted cache, RA_STATUS_INVALID without the sequence. */
+RA_API ra_status ra_stats_get(const struct llama_context * ctx, int32_t seq_id, ra_stats * st);
 
 typedef struct ra_head_stats {
     size_t  size;      /* in: sizeof(ra_head_stats) */
@@ -274,17 +298,17 @@ typedef struct ra_head_stats {
     int64_t n_evicted; /* as in ra_stats */
 } ra_head_stats;
 
-/* Fills *st for head ih of layer il. */
-RA_API ra_status ra_head_stats_get(const struct llama_context * ctx, int32_t il, int32_t ih,
-                                   ra_head_stats * st);
+/* Fills *st for head ih of layer il of a sequence. */
+RA_API ra_status ra_head_stats_get(const struct llama_context * ctx, int32_t seq_id, int32_t il,
+                                   int32_t ih, ra_head_stats * st);
 
 /* n_head_kv of layer il (0 for a layer without attention), or -1 without a budgeted cache. */
 RA_API int32_t ra_n_head_kv(const struct llama_context * ctx, int32_t il);
 
-/* Copies the positions that head ih of layer il holds, ascending, to pos [n_max].
+/* Copies the positions that head ih of layer il of a sequence holds, ascending, to pos [n_max].
  * Returns how many it holds (may exceed n_max; then n_max were copied), or -1 on error. */
-RA_API int32_t ra_kept_positions(const struct llama_context * ctx, int32_t il, int32_t ih,
-                                 int32_t * pos, int32_t n_max);
+RA_API int32_t ra_kept_positions(const struct llama_context * ctx, int32_t seq_id, int32_t il,
+                                 int32_t ih, int32_t * pos, int32_t n_max);
 
 /* Bytes of K and V rows that one token takes in all heads of all layers: the stock cache holds
  * n_tokens times this. -1 without a budgeted cache. */
@@ -302,6 +326,7 @@ RA_API int64_t ra_planned_scratch_bytes(const struct llama_context * ctx);
 /* One layer of a compression, after the policy scored and before anything moves. Arrays run head after
  * head and are valid during the call only. */
 typedef struct ra_trace_event {
+    int32_t         seq_id;
     int64_t         i_compression; /* its number since the last clear, from 0 */
     int32_t         n_pos;         /* length of the sequence */
     int32_t         il;
@@ -322,7 +347,7 @@ typedef struct ra_trace_event {
 /* Called once per layer during a compression; must not call into this context. */
 typedef void (*ra_trace_cb)(void * user, const ra_trace_event * event);
 
-/* Sets (or with NULL removes) the trace callback of a context. */
+/* Sets (or with NULL removes) the trace callback of a context, for all of its sequences. */
 RA_API ra_status ra_set_trace(struct llama_context * ctx, ra_trace_cb cb, void * user);
 
 /* ------------------------------------------------------------------------------------------- */

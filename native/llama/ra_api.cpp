@@ -17,36 +17,91 @@ static ra_status ra_not_attached() {
         "this context has no budgeted cache: call ra_configure_next() before making it");
 }
 
-int32_t ra_is_attached(const llama_context * ctx) {
-    return ra_memory_of(ctx) != nullptr;
+static ra_status ra_no_seq(const ra_memory * mem, int32_t seq_id) {
+    return ra_error(RA_STATUS_INVALID, "there is no sequence %d: the context holds %d", seq_id,
+                    mem->n_seq());
 }
 
-ra_status ra_set_protect(llama_context * ctx, int32_t n_protect) {
-    ra_memory * mem = ra_memory_of(ctx);
-    return mem == nullptr ? ra_not_attached() : mem->set_protect(n_protect);
-}
-
-ra_status ra_set_head_budgets(llama_context * ctx, int32_t il, const int32_t * budgets, size_t n) {
-    ra_memory * mem = ra_memory_of(ctx);
-    return mem == nullptr ? ra_not_attached() : mem->set_head_budgets(il, budgets, n);
-}
-
-ra_status ra_compress(llama_context * ctx) {
-    ra_memory * mem = ra_memory_of(ctx);
-    return mem == nullptr ? ra_not_attached() : mem->compress();
-}
-
-ra_status ra_set_trace(llama_context * ctx, ra_trace_cb cb, void * user) {
+// calls what(ra_memory &, id) for a sequence, or for all (-1) until one fails
+template <typename F> static ra_status ra_for_seq(llama_context * ctx, int32_t seq_id, F && what) {
     ra_memory * mem = ra_memory_of(ctx);
     if (mem == nullptr) {
         return ra_not_attached();
     }
-    mem->state().trace      = cb;
-    mem->state().trace_user = user;
-    return RA_STATUS_OK;
+    if (seq_id != -1) {
+        return mem->has_seq(seq_id) ? what(*mem, seq_id) : ra_no_seq(mem, seq_id);
+    }
+    ra_status st = RA_STATUS_OK;
+    for (int32_t id = 0; id < mem->n_seq() && st == RA_STATUS_OK; ++id) {
+        st = what(*mem, id);
+    }
+    return st;
 }
 
-ra_status ra_stats_get(const llama_context * ctx, ra_stats * st) {
+int32_t ra_is_attached(const llama_context * ctx) {
+    return ra_memory_of(ctx) != nullptr;
+}
+
+int32_t ra_n_seq(const llama_context * ctx) {
+    const ra_memory * mem = ra_memory_of(ctx);
+    return mem == nullptr ? 0 : mem->n_seq();
+}
+
+ra_status ra_set_protect(llama_context * ctx, int32_t seq_id, int32_t n_protect) {
+    return ra_for_seq(ctx, seq_id,
+                      [&](ra_memory & mem, int32_t id) { return mem.set_protect(id, n_protect); });
+}
+
+ra_status ra_set_head_budgets(llama_context * ctx, int32_t seq_id, int32_t il,
+                              const int32_t * budgets, size_t n) {
+    return ra_for_seq(ctx, seq_id, [&](ra_memory & mem, int32_t id) {
+        return mem.set_head_budgets(id, il, budgets, n);
+    });
+}
+
+ra_status ra_compress(llama_context * ctx, int32_t seq_id) {
+    return ra_for_seq(ctx, seq_id, [](ra_memory & mem, int32_t id) { return mem.compress(id); });
+}
+
+int32_t ra_room(const llama_context * ctx, int32_t seq_id) {
+    const ra_memory * mem = ra_memory_of(ctx);
+    if (mem == nullptr || !mem->has_seq(seq_id)) {
+        mem == nullptr ? ra_not_attached() : ra_no_seq(mem, seq_id);
+        return -1;
+    }
+    return ra_cache_room(&mem->state(seq_id));
+}
+
+ra_status ra_set_trace(llama_context * ctx, ra_trace_cb cb, void * user) {
+    return ra_for_seq(ctx, -1, [&](ra_memory & mem, int32_t id) {
+        mem.state(id).trace      = cb;
+        mem.state(id).trace_user = user;
+        return RA_STATUS_OK;
+    });
+}
+
+// adds what one sequence has to *st
+static void ra_add_stats(const ra_stream & s, ra_stats * st) {
+    const ra_cache & c = *s.store.cache;
+    for (int32_t il = 0; il < c.n_layer; ++il) {
+        const ra_layer & l = c.layers[il];
+        for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+            st->n_entries += l.used[ih];
+        }
+    }
+    st->n_seq += 1;
+    st->n_pos       = std::max(st->n_pos, c.n_pos);
+    st->peak_tokens = std::max(st->peak_tokens, c.peak_tokens);
+    st->kv_bytes += s.store.kv_bytes();
+    st->window_bytes += s.store.window_bytes();
+    st->kv_bytes_full += s.store.row_bytes() * c.n_pos;
+    st->n_evicted += c.n_evicted;
+    st->n_compressions += c.n_compressions;
+    st->compress_us += s.compress_us;
+    st->n_tokens_total += c.n_tokens_total;
+}
+
+ra_status ra_stats_get(const llama_context * ctx, int32_t seq_id, ra_stats * st) {
     const ra_memory * mem = ra_memory_of(ctx);
     if (mem == nullptr) {
         return ra_not_attached();
@@ -54,75 +109,82 @@ ra_status ra_stats_get(const llama_context * ctx, ra_stats * st) {
     if (st == nullptr || st->size != sizeof(*st)) {
         return ra_error(RA_STATUS_INVALID, "ra_stats_get: st->size must be %zu", sizeof(*st));
     }
-    const ra_cache & c = mem->state();
+    if (seq_id != -1 && !mem->has_seq(seq_id)) {
+        return ra_no_seq(mem, seq_id);
+    }
+    const ra_cache & c = mem->state(0);
     *st                = {};
     st->size           = sizeof(*st);
     for (int32_t il = 0; il < c.n_layer; ++il) {
-        const ra_layer & l = c.layers[il];
-        st->n_layer += l.n_head_kv > 0;
-        st->n_head_kv_max = std::max(st->n_head_kv_max, l.n_head_kv);
-        for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-            st->n_entries += l.used[ih];
+        st->n_layer += c.layers[il].n_head_kv > 0;
+        st->n_head_kv_max = std::max(st->n_head_kv_max, c.layers[il].n_head_kv);
+    }
+    st->budget        = c.settings.cfg.budget;
+    st->buffer        = c.settings.cfg.buffer;
+    st->scratch_bytes = mem->scratch_bytes();
+    for (int32_t id = 0; id < mem->n_seq(); ++id) {
+        if (seq_id == -1 || id == seq_id) {
+            ra_add_stats(mem->stream(id), st);
         }
     }
-    st->budget         = c.settings.cfg.budget;
-    st->buffer         = c.settings.cfg.buffer;
-    st->n_pos          = c.n_pos;
-    st->peak_tokens    = c.peak_tokens;
-    st->kv_bytes       = mem->storage().kv_bytes();
-    st->window_bytes   = mem->storage().window_bytes();
-    st->scratch_bytes  = mem->scratch_bytes();
-    st->kv_bytes_full  = mem->storage().row_bytes() * c.n_pos;
-    st->n_evicted      = c.n_evicted;
-    st->n_compressions = c.n_compressions;
-    st->compress_us    = mem->compress_us;
-    st->n_tokens_total = c.n_tokens_total;
     return RA_STATUS_OK;
 }
 
-ra_status ra_head_stats_get(const llama_context * ctx, int32_t il, int32_t ih, ra_head_stats * st) {
+// layer il of a sequence if it has a head ih, else NULL
+static const ra_layer * ra_layer_with(const ra_memory * mem, int32_t seq_id, int32_t il,
+                                      int32_t ih) {
+    if (!mem->has_seq(seq_id) || il < 0 || il >= mem->state(seq_id).n_layer || ih < 0 ||
+        ih >= mem->state(seq_id).layers[il].n_head_kv) {
+        return nullptr;
+    }
+    return &mem->state(seq_id).layers[il];
+}
+
+ra_status ra_head_stats_get(const llama_context * ctx, int32_t seq_id, int32_t il, int32_t ih,
+                            ra_head_stats * st) {
     const ra_memory * mem = ra_memory_of(ctx);
     if (mem == nullptr) {
         return ra_not_attached();
     }
-    const ra_cache & c = mem->state();
-    if (st == nullptr || st->size != sizeof(*st) || il < 0 || il >= c.n_layer || ih < 0 ||
-        ih >= c.layers[il].n_head_kv) {
+    const ra_layer * l = ra_layer_with(mem, seq_id, il, ih);
+    if (st == nullptr || st->size != sizeof(*st) || l == nullptr) {
         return ra_error(RA_STATUS_INVALID,
-                        "ra_head_stats_get: no layer %d, head %d, or a wrong size", il, ih);
+                        "ra_head_stats_get: no sequence %d, layer %d, head %d, or a wrong size",
+                        seq_id, il, ih);
     }
-    const ra_layer & l = c.layers[il];
-    st->budget         = l.budget[ih];
-    st->capacity       = l.budget[ih] + c.settings.cfg.buffer;
-    st->used           = l.used[ih];
-    st->offset         = l.offset[ih];
-    st->n_evicted      = l.n_evicted[ih];
+    st->budget    = l->budget[ih];
+    st->capacity  = l->budget[ih] + mem->state(seq_id).settings.cfg.buffer;
+    st->used      = l->used[ih];
+    st->offset    = l->offset[ih];
+    st->n_evicted = l->n_evicted[ih];
     return RA_STATUS_OK;
 }
 
 int32_t ra_n_head_kv(const llama_context * ctx, int32_t il) {
     const ra_memory * mem = ra_memory_of(ctx);
-    if (mem == nullptr || il < 0 || il >= mem->state().n_layer) {
+    if (mem == nullptr || il < 0 || il >= mem->state(0).n_layer) {
         return -1;
     }
-    return mem->state().layers[il].n_head_kv;
+    return mem->state(0).layers[il].n_head_kv;
 }
 
-int32_t ra_kept_positions(const llama_context * ctx, int32_t il, int32_t ih, int32_t * pos,
-                          int32_t n_max) {
-    const int32_t n_head_kv = ra_n_head_kv(ctx, il);
-    if (n_head_kv < 0 || ih < 0 || ih >= n_head_kv || n_max < 0 || (pos == nullptr && n_max > 0)) {
-        ra_error(RA_STATUS_INVALID, "ra_kept_positions: no layer %d, head %d, or no room", il, ih);
+int32_t ra_kept_positions(const llama_context * ctx, int32_t seq_id, int32_t il, int32_t ih,
+                          int32_t * pos, int32_t n_max) {
+    const ra_memory * mem = ra_memory_of(ctx);
+    const ra_layer *  l   = mem == nullptr ? nullptr : ra_layer_with(mem, seq_id, il, ih);
+    if (l == nullptr || n_max < 0 || (pos == nullptr && n_max > 0)) {
+        ra_error(RA_STATUS_INVALID,
+                 "ra_kept_positions: no sequence %d, layer %d, head %d, or no room", seq_id, il,
+                 ih);
         return -1;
     }
-    const ra_layer & l = ra_memory_of(ctx)->state().layers[il];
-    std::copy_n(l.pos + l.offset[ih], std::min(n_max, l.used[ih]), pos);
-    return l.used[ih];
+    std::copy_n(l->pos + l->offset[ih], std::min(n_max, l->used[ih]), pos);
+    return l->used[ih];
 }
 
 int64_t ra_row_bytes(const llama_context * ctx) {
     const ra_memory * mem = ra_memory_of(ctx);
-    return mem == nullptr ? -1 : mem->storage().row_bytes();
+    return mem == nullptr ? -1 : mem->stream(0).store.row_bytes();
 }
 
 int32_t ra_memory_breakdown(const llama_context * ctx, int64_t * model_bytes,
@@ -145,7 +207,7 @@ int32_t ra_memory_breakdown(const llama_context * ctx, int64_t * model_bytes,
 }
 
 int64_t ra_planned_scratch_bytes(const llama_context * ctx) {
-    const ra_memory * mem = ra_memory_of(ctx);
+    ra_memory * mem = ra_memory_of(ctx);
     if (mem == nullptr) {
         ra_not_attached();
         return -1;

@@ -1,13 +1,33 @@
 // ra_compress.cpp - moves rows and computes features; compress.c decides which tokens stay
 #include "ra_compress.h"
 
-ra_compressor::ra_compressor(ra_cache & cache, const std::vector<ra_tensors> & tensors,
+static bool ra_same_shape(const ra_target & a, const ra_target & b) {
+    for (int32_t il = 0; il < a.cache->n_layer; ++il) {
+        if (a.cache->layers[il].n_slots != b.cache->layers[il].n_slots) {
+            return false;
+        }
+    }
+    return true;
+}
+
+ra_compressor::ra_compressor(const std::vector<ra_target> & targets,
                              ggml_backend_sched_t context_sched, const ra_watch & watch,
                              bool gather_always, bool measure)
-    : cache(cache), scratch(context_sched, watch, measure), scorer(cache, tensors, scratch),
-      merger(cache, tensors), repacker(cache, tensors, scratch, gather_always) {}
+    : scratch(context_sched, watch, measure), scorer(target, scratch), merger(target),
+      repacker(target, scratch, gather_always) {
+    for (const ra_target & t : targets) {
+        if (target.cache != nullptr && ra_same_shape(t, targets[0])) {
+            continue;
+        }
+        target = t;
+        scorer.reserve();
+        merger.reserve();
+        repacker.reserve();
+    }
+}
 
-ra_status ra_compressor::run(int32_t * n_layers) {
+ra_status ra_compressor::run(const ra_target & what, int32_t * n_layers) {
+    target = what;
     ra_cache_ops ops;
     ops.user           = this;
     ops.features_begin = [](void * user, uint32_t needs, int32_t il, int32_t n_obs,
@@ -39,5 +59,5 @@ ra_status ra_compressor::run(int32_t * n_layers) {
     ops.move_end = [](void * user, int32_t il) {
         return static_cast<ra_compressor *>(user)->repacker.end(il);
     };
-    return ra_cache_compress(&cache, &ops, n_layers);
+    return ra_cache_compress(target.cache, &ops, n_layers);
 }

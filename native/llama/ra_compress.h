@@ -5,20 +5,20 @@
 #include "ra_repack.h"
 #include "ra_scorer.h"
 
+// One for all sequences of a context: compressions run one after the other, in the same scratch.
 class ra_compressor {
   public:
-    // Reserves all scratch, so that a compression allocates nothing; with `measure` only sizes are taken.
-    // Throws std::runtime_error. The arguments must outlive it.
+    // Reserves all scratch for any of the targets, so that a compression allocates nothing; with `measure`
+    // only sizes are taken. Throws std::runtime_error.
     //   context_sched  whose backends compute
     //   gather_always  see ra_repacker
-    ra_compressor(ra_cache & cache, const std::vector<ra_tensors> & tensors,
-                  ggml_backend_sched_t context_sched, const ra_watch & watch, bool gather_always,
-                  bool measure = false);
+    ra_compressor(const std::vector<ra_target> & targets, ggml_backend_sched_t context_sched,
+                  const ra_watch & watch, bool gather_always, bool measure = false);
 
-    // *n_layers: layers that were packed. If it fails, see lost_rows().
-    ra_status run(int32_t * n_layers);
+    // Compresses one of the targets. *n_layers: layers that were packed. If it fails, see lost_rows().
+    ra_status run(const ra_target & what, int32_t * n_layers);
 
-    // rows were lost when they were moved: this and the contents of the cache can only be dropped
+    // rows were lost when they were moved: this and the contents of the sequence can only be dropped
     bool lost_rows() const { return repacker.lost_rows(); }
 
     int64_t bytes() const {
@@ -26,7 +26,7 @@ class ra_compressor {
     }
 
   private:
-    ra_cache &  cache;
+    ra_target   target;  // at hand
     ra_scratch  scratch; // of scores and moves
     ra_scorer   scorer;
     ra_merger   merger;

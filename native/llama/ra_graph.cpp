@@ -1,5 +1,6 @@
 // ra_graph.cpp - attention over segments, built into the model's graph
 //
+// A micro-batch has tokens of one sequence or of several; each sequence is attended by itself.
 // Rows are written with one SET_ROWS per tensor. Reading: where all heads of a layer hold equally
 // many rows at equal distances, one attention op over a strided view serves the layer; else one op
 // per KV head, or one masked op over the pool (ra_graph_layer.cpp). But for the latter, masks are
@@ -9,186 +10,37 @@
 
 #include "ra_llama.h"
 
-#include <algorithm>
-#include <cmath>
-
-// rows that a graph attends beyond those in use: it serves this many decode steps without a rebuild
-static constexpr int32_t RA_SPAN_SLACK = 32;
-
 // of what a graph sees of a batch
-static const ra_view * ra_view_of(const llama_memory_context_i * mctx) {
+static const ra_batch_view * ra_batch_of(const llama_memory_context_i * mctx) {
     const auto * part = dynamic_cast<const ra_stock_context *>(mctx);
-    return part == nullptr ? nullptr : part->view;
+    return part == nullptr ? nullptr : part->batch;
 }
 
-ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_view * view)
-    : view(view), n_tokens((int32_t) graph.n_tokens), layout(view->worst_case() ? 0 : view->storage().layout),
-      n_since(view->storage().n_since - (int32_t) graph.n_tokens) {
-    const ra_storage & store = view->storage();
-    const ra_cache &   c     = view->cache();
-    n_ahead                  = n_tokens + (n_tokens == 1 ? RA_SPAN_SLACK : 0);
-
-    std::vector<ra_masks_kind> kinds;
-    size_t                     n_rows = 0;
-    n_used_max                        = 0;
-    for (int32_t il = 0; il < c.n_layer; ++il) {
-        rows_at.push_back(n_rows);
-        n_rows += size_t(c.layers[il].n_head_kv) * size_t(n_tokens);
-        for (int32_t ih = 0; ih < c.layers[il].n_head_kv; ++ih) {
-            n_used_max = std::max(n_used_max, view->n_used(il, ih, n_tokens));
-        }
-        ways.push_back(way_of(graph, il));
-        is_biased.push_back(has_bias(il));
-        kinds.push_back(ways.back() == RA_ATTEND_BY_LAYER ? RA_MASKS_FIT
-                        : is_biased.back()                ? RA_MASKS_OWN
-                                                          : RA_MASKS_NONE);
+ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_batch_view & batch) {
+    const std::vector<ra_part> list = batch.parts((int32_t) graph.n_tokens);
+    parts.reserve(list.size());
+    for (const ra_part & part : list) {
+        parts.emplace_back(graph, part);
     }
-    rows = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, (int64_t) n_rows);
-    mask = ggml_new_tensor_2d(graph.ctx0, graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
-                              n_used_max + n_ahead, n_tokens);
-    ggml_set_name(rows, "ra_rows");
-    ggml_set_name(mask, "ra_mask");
-    ggml_set_input(rows);
-    ggml_set_input(mask);
-    if (store.needs_window) {
-        window = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, std::min(n_tokens, c.n_ring));
-        ggml_set_name(window, "ra_window");
-        ggml_set_input(window);
-    }
-    by_layer.init(graph, *view, kinds, n_tokens, n_ahead);
-    if (graph.hparams.use_alibi) {
-        alibi.init(graph.ctx0, *view, n_tokens, n_ahead);
-    }
-}
-
-ra_attend_way ra_graph_input::way_of(const llm_graph_context & graph, int32_t il) const {
-    if (!graph.cparams.flash_attn || graph.hparams.use_alibi || graph.hparams.is_mla() ||
-        view->cache().layers[il].n_head_kv == 0) {
-        return RA_ATTEND_BY_HEAD;
-    }
-    if (is_even(il)) {
-        return RA_ATTEND_EVEN;
-    }
-    return n_tokens == 1 && ra_attends_by_layer(view->cache(), view->tensors(il))
-               ? RA_ATTEND_BY_LAYER
-               : RA_ATTEND_BY_HEAD;
-}
-
-// whether one strided view can stand for all heads of the layer; in the worst case only if it always can
-bool ra_graph_input::is_even(int32_t il) const {
-    const ra_cache & c = view->cache();
-    const ra_layer & l = c.layers[il];
-    if (view->worst_case() && c.settings.head_alloc->moves_budgets) {
-        return false;
-    }
-    for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
-        if (l.budget[ih] != l.budget[0] || n_span(il, ih) != n_span(il, 0) ||
-            view->n_used(il, ih, n_tokens) != view->n_used(il, 0, n_tokens)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-// in the worst case if it may ever have one
-bool ra_graph_input::has_bias(int32_t il) const {
-    const ra_merge * merge = view->cache().layers[il].merge;
-    return merge != nullptr && (view->worst_case() || merge->has_bias);
 }
 
 bool ra_graph_input::can_reuse(const llm_graph_params & params) {
-    const ra_view * next = ra_view_of(params.mctx);
-    if (next == nullptr || next->worst_case() || next->storage().layout != layout ||
-        (int32_t) params.ubatch.n_tokens != n_tokens) {
+    const ra_batch_view * batch = ra_batch_of(params.mctx);
+    if (batch == nullptr) {
         return false;
     }
-    const int32_t n_steps = next->storage().n_since - n_tokens - n_since;
-    if (n_steps < 0 || n_steps > n_ahead - n_tokens) {
-        return false;
+    const std::vector<ra_part> next = batch->parts((int32_t) params.ubatch.n_tokens);
+    bool                       can  = next.size() == parts.size();
+    for (size_t i = 0; i < next.size() && can; ++i) {
+        can = parts[i].can_reuse(next[i]);
     }
-    view = next;
-    return true;
-}
-
-template <typename T>
-static void ra_fill_mask(T * data, int64_t n_cols, int64_t n_rows, int64_t n_visible, T zero,
-                         T minus_inf) {
-    for (int64_t t = 0; t < n_rows; ++t) {
-        const int64_t n = std::min(n_cols, n_visible + t + 1);
-        std::fill(data + t * n_cols, data + t * n_cols + n, zero);
-        std::fill(data + t * n_cols + n, data + (t + 1) * n_cols, minus_inf);
-    }
+    return can;
 }
 
 void ra_graph_input::set_input(const llama_ubatch * ubatch) {
-    const ra_storage & store = view->storage();
-    const ra_cache &   c     = view->cache();
-
-    if (rows->buffer != nullptr) {
-        GGML_ASSERT(ggml_backend_buffer_is_host(rows->buffer));
-        int64_t * dst = (int64_t *) rows->data;
-        for (int32_t il = 0; il < c.n_layer; ++il) {
-            const ra_layer & l = c.layers[il];
-            for (int32_t t = 0; t < n_tokens; ++t) {
-                for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-                    *dst++ = l.offset[ih] + view->n_used(il, ih, n_tokens) + t;
-                }
-            }
-        }
+    for (ra_graph_part & part : parts) {
+        part.set_input(*ubatch);
     }
-    if (window != nullptr && window->buffer != nullptr) {
-        GGML_ASSERT(ggml_backend_buffer_is_host(window->buffer));
-        int64_t *     dst = (int64_t *) window->data;
-        const int32_t n   = (int32_t) window->ne[0];
-        for (int32_t i = 0; i < n; ++i) {
-            dst[i] = ubatch->pos[n_tokens - n + i] % c.n_ring;
-        }
-    }
-    if (mask->buffer != nullptr) {
-        GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
-        const int64_t n_visible = n_used_max + (store.n_since - n_tokens - n_since);
-        if (mask->type == GGML_TYPE_F16) {
-            ra_fill_mask((ggml_fp16_t *) mask->data, mask->ne[0], mask->ne[1], n_visible,
-                         ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
-        } else {
-            ra_fill_mask((float *) mask->data, mask->ne[0], mask->ne[1], n_visible, 0.0f,
-                         -INFINITY);
-        }
-    }
-    by_layer.set_input(*view);
-    alibi.set_input(*view, n_tokens);
-}
-
-ggml_tensor * ra_graph_input::rows_of(ggml_context * ctx, int32_t il) const {
-    const int64_t n = int64_t(view->cache().layers[il].n_head_kv) * n_tokens;
-    return ggml_view_1d(ctx, rows, n, rows_at[il] * sizeof(int64_t));
-}
-
-// mask [n_span, n_tokens] of a head that held n_used rows when the graph was built. For a prompt it is
-// a copy, made anew for every op, though others may need the same: so it lives for one op only, and
-// what the worst case reserves is enough for heads of any lengths.
-ggml_tensor * ra_graph_input::mask_of(const llm_graph_context & graph, int32_t n_used,
-                                      int32_t n_span) const {
-    ggml_tensor * part = ggml_view_2d(graph.ctx0, mask, n_span, n_tokens, mask->nb[1],
-                                      size_t(n_used_max - n_used) * mask->nb[0]);
-    return ggml_is_contiguous(part) ? part : ggml_cont(graph.ctx0, part);
-}
-
-ggml_tensor * ra_graph_input::mask_of_head(const llm_graph_context & graph, int32_t il,
-                                           int32_t ih) {
-    const int32_t n_used = view->n_used(il, ih, n_tokens);
-    const int32_t span   = n_span(il, ih);
-    if (!is_biased[il]) {
-        return mask_of(graph, n_used, span);
-    }
-    ggml_tensor * biases =
-        by_layer.head_mask(graph, il, ih, view->cache().layers[il].offset[ih], span);
-    if (n_tokens == 1) {
-        return biases; // and what is hidden
-    }
-    ggml_tensor * shared = ggml_view_2d(graph.ctx0, mask, span, n_tokens, mask->nb[1],
-                                        size_t(n_used_max - n_used) * mask->nb[0]);
-    return ggml_add(graph.ctx0, shared, biases);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -196,28 +48,28 @@ ggml_tensor * ra_graph_input::mask_of_head(const llm_graph_context & graph, int3
 // ---------------------------------------------------------------------------------------------
 
 const llama_memory_context_i * ra_stock_part(const llama_memory_context_i * mctx) {
-    const auto * view = dynamic_cast<const ra_view *>(mctx);
-    return view == nullptr ? mctx : view->stock();
+    const auto * batch = dynamic_cast<const ra_batch_view *>(mctx);
+    return batch == nullptr ? mctx : batch->stock();
 }
 
 // the input of all our layers, made for the first of them
-static ra_graph_input * ra_input_of(const llm_graph_context & graph, const ra_view * view) {
+static ra_graph_input * ra_input_of(const llm_graph_context & graph, const ra_batch_view & batch) {
     for (const llm_graph_input_ptr & inp : graph.res->inputs) {
         if (auto * found = dynamic_cast<ra_graph_input *>(inp.get())) {
             return found;
         }
     }
     return static_cast<ra_graph_input *>(
-        graph.res->add_input(std::make_unique<ra_graph_input>(graph, view)));
+        graph.res->add_input(std::make_unique<ra_graph_input>(graph, batch)));
 }
 
-uint32_t ra_graph_count_nodes(const ra_storage & store) {
+uint32_t ra_graph_count_nodes(const ra_storage & store, uint32_t n_seq) {
     uint32_t n = 64;
     for (const ra_tensors & t : store.tensors) {
-        n += 16 + 24 * (uint32_t) t.n_head_kv;
+        n += 24 + 24 * (uint32_t) t.n_head_kv;
         n += t.max_alibi_bias > 0.0f ? 12 * (uint32_t) t.n_head : 0;
     }
-    return n;
+    return n * n_seq;
 }
 
 // writes cur [head_dim, n_head_kv, n_tokens] to the rows of its tokens
@@ -229,7 +81,7 @@ static void ra_store(const llm_graph_context & graph, ggml_tensor * pool, ggml_t
 }
 
 // remembers the newest queries q_cur [head_dim, n_head, n_tokens] for the policy
-static void ra_store_window(const llm_graph_context & graph, const ra_graph_input * inp,
+static void ra_store_window(const llm_graph_context & graph, const ra_graph_part * inp,
                             ggml_tensor * pool, ggml_tensor * q_cur) {
     const int64_t n   = inp->window->ne[0];
     ggml_tensor * cur = ggml_view_3d(graph.ctx0, q_cur, q_cur->ne[0], q_cur->ne[1], n, q_cur->nb[1],
@@ -240,13 +92,13 @@ static void ra_store_window(const llm_graph_context & graph, const ra_graph_inpu
 }
 
 // one flash attention over all heads: heads are `stride` rows apart
-static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_input * inp,
+static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_part * inp,
                                     const ra_tensors & t, const ra_layer & l, ggml_tensor * q,
                                     ggml_tensor * sinks, float kq_scale, int il) {
     ggml_context * ctx    = graph.ctx0;
     const int64_t  n_span = inp->n_span(il, 0);
-    const size_t   stride = size_t(inp->view->n_capacity(il, 0));
-    const int32_t  n_used = inp->view->n_used(il, 0, inp->n_tokens);
+    const size_t   stride = size_t(inp->view.n_capacity(il, 0));
+    const int32_t  n_used = inp->view.n_used(il, 0, inp->n_tokens);
 
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     ggml_tensor * k =
@@ -268,7 +120,7 @@ static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_in
 }
 
 // attention of the query heads of KV head ih -> [head_dim_v * n_group, n_tokens]
-static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_input * inp,
+static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_part * inp,
                                     const ra_tensors & t, const ra_layer & l, const ra_attn & attn,
                                     int32_t ih) {
     ggml_context * ctx     = graph.ctx0;
@@ -279,10 +131,10 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_in
     ggml_tensor * q_h = ggml_view_3d(ctx, q, q->ne[0], n_group, q->ne[2], q->nb[1], q->nb[2],
                                      size_t(ih * n_group) * q->nb[1]);
     // [head_dim, one head, n_span]
-    ggml_tensor * k_h = ggml_view_3d(ctx, t.k, t.k->ne[0], 1, n_span, t.k->nb[1], t.k->nb[1],
-                                     size_t(l.offset[ih]) * t.k->nb[1]);
-    ggml_tensor * v_h = ggml_view_3d(ctx, t.v, t.v->ne[0], 1, n_span, t.v->nb[1], t.v->nb[1],
-                                     size_t(l.offset[ih]) * t.v->nb[1]);
+    ggml_tensor * k_h  = ggml_view_3d(ctx, t.k, t.k->ne[0], 1, n_span, t.k->nb[1], t.k->nb[1],
+                                      size_t(l.offset[ih]) * t.k->nb[1]);
+    ggml_tensor * v_h  = ggml_view_3d(ctx, t.v, t.v->ne[0], 1, n_span, t.v->nb[1], t.v->nb[1],
+                                      size_t(l.offset[ih]) * t.v->nb[1]);
     ggml_tensor * mask = inp->mask_of_head(graph, attn.il, ih);
     if (graph.hparams.use_alibi) {
         return ra_attend_alibi(graph, attn, t, ih, k_h, v_h, mask,
@@ -292,7 +144,23 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_in
                             ? nullptr
                             : ggml_view_1d(ctx, attn.sinks, n_group,
                                            size_t(ih * n_group) * ggml_element_size(attn.sinks));
-    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, mask, s_h, attn.v_mla, 0, attn.kq_scale, attn.il);
+    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, mask, s_h, attn.v_mla, 0, attn.kq_scale,
+                                attn.il);
+}
+
+// parts one after the other along `dim`, joined pairwise, so that every value is copied log2 times
+static ggml_tensor * ra_join(ggml_context * ctx, std::vector<ggml_tensor *> parts, int dim) {
+    while (parts.size() > 1) {
+        std::vector<ggml_tensor *> pairs;
+        for (size_t i = 0; i + 1 < parts.size(); i += 2) {
+            pairs.push_back(ggml_concat(ctx, parts[i], parts[i + 1], dim));
+        }
+        if (parts.size() % 2 == 1) {
+            pairs.push_back(parts.back());
+        }
+        parts = std::move(pairs);
+    }
+    return parts[0];
 }
 
 // how the model's attention, in build_attn_mha(), goes from q.k to a logit
@@ -308,54 +176,69 @@ static ra_logit_cap ra_logit_of(const llm_graph_context & graph, float kq_scale)
                                     : ra_logit_cap{ 1.0f / cap, cap, kq_scale };
 }
 
-ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
-    const ra_view * view = ra_view_of(graph.mctx);
-    const int       il   = attn.il;
-    if (view == nullptr || view->cache().layers[il].n_head_kv == 0) {
-        return nullptr;
-    }
-    GGML_ASSERT(attn.kq_b == nullptr);
-    ra_graph_input * inp = ra_input_of(graph, view);
-    const ra_layer & l   = view->cache().layers[il];
-    ra_tensors &     t   = view->tensors(il);
-    t.logit              = ra_logit_of(graph, attn.kq_scale);
-    t.sinks              = attn.sinks;
-    t.n_hadamard         = attn.k_rot == nullptr ? 0 : (int32_t) attn.k_rot->ne[0];
-    t.n_hadamard_v       = attn.v_rot == nullptr ? 0 : (int32_t) attn.v_rot->ne[0];
-    if (!t.rope.is_known && (ra_cache_needs(&view->cache()) & RA_FEATURE_CENTRES) != 0 &&
+// what the model's graph says about attention, for compressions to come
+static void ra_note_model(const llm_graph_context & graph, const ra_graph_part & part,
+                          const ra_attn & attn) {
+    ra_tensors & t = part.view.tensors(attn.il);
+    t.logit        = ra_logit_of(graph, attn.kq_scale);
+    t.sinks        = attn.sinks;
+    t.n_hadamard   = attn.k_rot == nullptr ? 0 : (int32_t) attn.k_rot->ne[0];
+    t.n_hadamard_v = attn.v_rot == nullptr ? 0 : (int32_t) attn.v_rot->ne[0];
+    if (!t.rope.is_known && (ra_cache_needs(&part.view.cache()) & RA_FEATURE_CENTRES) != 0 &&
         ra_rope_find(attn.k, &t.rope) != RA_STATUS_OK) {
         ra_throw_last();
     }
+}
 
-    ggml_tensor * rows = inp->rows_of(graph.ctx0, il);
+// attn: of the tokens of one sequence
+static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * part,
+                               const ra_attn & attn) {
+    const int          il   = attn.il;
+    const ra_layer &   l    = part->view.cache().layers[il];
+    const ra_tensors & t    = part->view.tensors(il);
+    ggml_tensor *      rows = part->rows_of(graph.ctx0, il);
     ra_store(graph, t.k, attn.k, rows);
     if (t.has_own_v()) {
         ra_store(graph, t.v, attn.v, rows);
     }
-    if (inp->window != nullptr) {
-        ra_store_window(graph, inp, t.q, attn.q);
+    if (part->window != nullptr) {
+        ra_store_window(graph, part, t.q, attn.q);
     }
-    const ra_attend_way way = inp->ways[il];
-    if (way == RA_ATTEND_EVEN && !inp->is_biased[il]) {
-        return ra_attend_even(graph, inp, t, l, attn.q, attn.sinks, attn.kq_scale, il);
+    const ra_attend_way way = part->ways[il];
+    if (way == RA_ATTEND_EVEN && !part->is_biased[il]) {
+        return ra_attend_even(graph, part, t, l, attn.q, attn.sinks, attn.kq_scale, il);
     }
-    if (way != RA_ATTEND_BY_HEAD && inp->n_tokens == 1 && attn.sinks == nullptr) {
-        return inp->by_layer.attend(graph, t, attn.q, attn.kq_scale, il);
+    if (way != RA_ATTEND_BY_HEAD && part->n_tokens == 1 && attn.sinks == nullptr) {
+        return part->by_layer.attend(graph, t, attn.q, attn.kq_scale, il);
     }
-    std::vector<ggml_tensor *> parts;
+    std::vector<ggml_tensor *> heads;
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-        parts.push_back(ra_attend_head(graph, inp, t, l, attn, ih));
+        heads.push_back(ra_attend_head(graph, part, t, l, attn, ih));
     }
-    // pairwise, so that every value is copied log2(n_head_kv) times
-    while (parts.size() > 1) {
-        std::vector<ggml_tensor *> pairs;
-        for (size_t i = 0; i + 1 < parts.size(); i += 2) {
-            pairs.push_back(ggml_concat(graph.ctx0, parts[i], parts[i + 1], 0));
-        }
-        if (parts.size() % 2 == 1) {
-            pairs.push_back(parts.back());
-        }
-        parts = std::move(pairs);
+    return ra_join(graph.ctx0, std::move(heads), 0);
+}
+
+ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
+    const ra_batch_view * batch = ra_batch_of(graph.mctx);
+    if (batch == nullptr || !batch->has_layer(attn.il)) {
+        return nullptr;
     }
-    return parts[0];
+    GGML_ASSERT(attn.kq_b == nullptr);
+    ra_graph_input *           inp = ra_input_of(graph, *batch);
+    std::vector<ggml_tensor *> parts;
+    for (ra_graph_part & part : inp->parts) {
+        const auto tokens = [&](ggml_tensor * t) {
+            return inp->parts.size() == 1
+                       ? t
+                       : ggml_view_3d(graph.ctx0, t, t->ne[0], t->ne[1], part.n_tokens, t->nb[1],
+                                      t->nb[2], size_t(part.first) * t->nb[2]);
+        };
+        ra_note_model(graph, part, attn);
+        ra_attn own = attn;
+        own.q       = tokens(attn.q);
+        own.k       = tokens(attn.k);
+        own.v       = tokens(attn.v);
+        parts.push_back(ra_attend(graph, &part, own));
+    }
+    return ra_join(graph.ctx0, std::move(parts), 1);
 }

@@ -13,12 +13,14 @@ enum ra_attend_way {
     RA_ATTEND_BY_LAYER // one op over equal windows of the pool, with a mask per head
 };
 
-class ra_graph_input : public llm_graph_input_i {
+// what one sequence of a micro-batch needs
+class ra_graph_part {
   public:
-    ra_graph_input(const llm_graph_context & graph, const ra_view * view);
+    ra_graph_part(const llm_graph_context & graph, const ra_part & part);
 
-    void set_input(const llama_ubatch * ubatch) override;
-    bool can_reuse(const llm_graph_params & params) override;
+    void set_input(const llama_ubatch & ubatch);
+    // whether the graph serves another micro-batch; then that one is at hand
+    bool can_reuse(const ra_part & part);
 
     ggml_tensor * rows_of(ggml_context * ctx, int32_t il) const;
     ggml_tensor * mask_of(const llm_graph_context & graph, int32_t n_used, int32_t n_span) const;
@@ -26,14 +28,15 @@ class ra_graph_input : public llm_graph_input_i {
     ggml_tensor * mask_of_head(const llm_graph_context & graph, int32_t il, int32_t ih);
 
     // rows of the segment that the graph attends, free ones included (masked)
-    int32_t n_span(int32_t il, int32_t ih) const { return view->n_span(il, ih, n_tokens, n_ahead); }
+    int32_t n_span(int32_t il, int32_t ih) const { return view.n_span(il, ih, n_tokens, n_ahead); }
 
-    const ra_view * view; // of the micro-batch at hand
-    int32_t         n_tokens;
-    int32_t         n_ahead;    // n_tokens and the slack
-    int32_t         n_used_max; // most rows of a head when the graph was built
-    uint64_t        layout;     // of the cache when the graph was built; 0: worst case
-    int32_t         n_since;    // likewise, before the micro-batch
+    ra_view  view;  // of the micro-batch at hand
+    int32_t  first; // of its tokens in the micro-batch
+    int32_t  n_tokens;
+    int32_t  n_ahead;    // n_tokens and the slack
+    int32_t  n_used_max; // most rows of a head when the graph was built
+    uint64_t layout;     // of the cache when the graph was built; 0: worst case
+    int32_t  n_since;    // likewise, before the micro-batch
 
     std::vector<ra_attend_way> ways;      // [n_layer]
     std::vector<bool>          is_biased; // [n_layer] merging has left biases
@@ -54,5 +57,15 @@ class ra_graph_input : public llm_graph_input_i {
     bool          has_bias(int32_t il) const;
 };
 
-// Most nodes that attention over a budgeted cache adds to the stock graph.
-uint32_t ra_graph_count_nodes(const ra_storage & store);
+class ra_graph_input : public llm_graph_input_i {
+  public:
+    ra_graph_input(const llm_graph_context & graph, const ra_batch_view & batch);
+
+    void set_input(const llama_ubatch * ubatch) override;
+    bool can_reuse(const llm_graph_params & params) override;
+
+    std::vector<ra_graph_part> parts; // one per sequence, in the order of their tokens
+};
+
+// Most nodes that attention over the budgeted caches of n_seq sequences adds to the stock graph.
+uint32_t ra_graph_count_nodes(const ra_storage & store, uint32_t n_seq);

@@ -10,10 +10,9 @@
 
 float ra_alibi_slope(const ra_tensors & t, int32_t head) {
     const int32_t n_even = int32_t(1) << int32_t(std::floor(std::log2(float(t.n_head))));
-    return head < n_even
-               ? std::pow(2.0f, -t.max_alibi_bias / float(n_even) * float(head + 1))
-               : std::pow(2.0f, -t.max_alibi_bias / 2.0f / float(n_even) *
-                                    float(2 * (head - n_even) + 1));
+    return head < n_even ? std::pow(2.0f, -t.max_alibi_bias / float(n_even) * float(head + 1))
+                         : std::pow(2.0f, -t.max_alibi_bias / 2.0f / float(n_even) *
+                                              float(2 * (head - n_even) + 1));
 }
 
 void ra_alibi::init(ggml_context * ctx, const ra_view & view, int32_t n_tokens, int32_t n_ahead) {

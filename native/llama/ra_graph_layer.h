@@ -11,7 +11,7 @@ bool ra_attends_by_layer(const ra_cache & cache, const ra_tensors & t);
 
 // what the masks of a layer's heads are for
 enum ra_masks_kind {
-    RA_MASKS_NONE, // the layer's heads share one mask (ra_graph_input::mask)
+    RA_MASKS_NONE, // the layer's heads share one mask (ra_graph_part::mask)
     RA_MASKS_FIT,  // one op over equal windows of the pool, wherever the segments lie; one token
     RA_MASKS_OWN   // windows that begin with the segments: biases of merged tokens
 };

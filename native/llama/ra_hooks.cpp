@@ -40,10 +40,6 @@ static ra_status ra_check_context(const llama_model & model, const llama_memory_
     if (st == RA_STATUS_OK && params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         st = ra_error(RA_STATUS_UNSUPPORTED, "a budget serves only the model's main context");
     }
-    if (st == RA_STATUS_OK && cparams.n_seq_max != 1) {
-        st = ra_error(RA_STATUS_UNSUPPORTED, "a budgeted cache holds one sequence, n_seq_max is %u",
-                      cparams.n_seq_max);
-    }
     if (st == RA_STATUS_OK && !cparams.causal_attn) {
         st = ra_error(RA_STATUS_UNSUPPORTED, "a budgeted cache needs causal attention");
     }
@@ -81,5 +77,5 @@ llama_memory_i * ra_memory_create(const llama_model & model, const llama_memory_
 
 uint32_t ra_graph_extra_nodes(const llama_memory_i * mem) {
     const ra_memory * m = dynamic_cast<const ra_memory *>(mem);
-    return m == nullptr ? 0 : ra_graph_count_nodes(m->storage());
+    return m == nullptr ? 0 : ra_graph_count_nodes(m->stream(0).store, (uint32_t) m->n_seq());
 }

@@ -6,14 +6,15 @@
 #include "llama-memory.h"
 #include "ra_compress.h"
 #include "ra_stock.h"
-#include "ra_storage.h"
+#include "ra_stream.h"
 #include "ra_view.h"
 
 #include <memory>
 #include <vector>
 
-// Appends to every head of the layers that grow; compresses when a segment is full. Every call is
-// forwarded to the stock part, which has the other layers. One sequence (id 0).
+// Appends to every head of a sequence, of the layers that grow; compresses when a segment is full. Sequences
+// 0..n_seq_max-1, each with the memory that one takes. Every call is forwarded to the stock part, which has
+// the other layers.
 class ra_memory : public llama_memory_i {
   public:
     // throws std::runtime_error; settings is taken over
@@ -54,24 +55,27 @@ class ra_memory : public llama_memory_i {
 
     // makes room for and appends the tokens of a micro-batch; false: nothing appended
     bool begin_ubatch(const llama_ubatch & ubatch);
-    // the micro-batch was computed
-    void end_ubatch() { in_flight_pos = -1; }
+    // see ra_batch_view
+    std::vector<ra_part> parts_of(const llama_ubatch & ubatch);
+    std::vector<ra_part> worst_parts(int32_t n_tokens);
 
     // used by the C API
 
-    ra_status compress();
-    ra_status set_head_budgets(int32_t il, const int32_t * budgets, size_t n);
-    ra_status set_protect(int32_t n_protect);
+    ra_status compress(llama_seq_id seq_id);
+    ra_status set_head_budgets(llama_seq_id seq_id, int32_t il, const int32_t * budgets, size_t n);
+    ra_status set_protect(llama_seq_id seq_id, int32_t n_protect);
     int64_t   scratch_bytes() const;
     // what scratch_bytes() will be once something was decoded; throws std::runtime_error
-    int64_t planned_scratch_bytes(ggml_backend_sched_t sched) const;
+    int64_t planned_scratch_bytes(ggml_backend_sched_t sched);
 
-    const ra_storage & storage() const { return store; }
-    const ra_stock &   stock_part() const { return *stock; }
-    ra_cache &         state() { return *store.cache; }
-    const ra_cache &   state() const { return *store.cache; }
+    int32_t n_seq() const { return (int32_t) streams.size(); }
+    bool    has_seq(llama_seq_id seq_id) const { return seq_id >= 0 && seq_id < n_seq(); }
 
-    int64_t compress_us = 0;
+    ra_stream &       stream(llama_seq_id seq_id) { return *streams[(size_t) seq_id]; }
+    const ra_stream & stream(llama_seq_id seq_id) const { return *streams[(size_t) seq_id]; }
+    ra_cache &        state(llama_seq_id seq_id) { return *stream(seq_id).store.cache; }
+    const ra_cache &  state(llama_seq_id seq_id) const { return *stream(seq_id).store.cache; }
+    const ra_stock &  stock_part() const { return *stock; }
 
     // for tests
 
@@ -80,42 +84,47 @@ class ra_memory : public llama_memory_i {
     ra_watch watch; // of the graphs of compressions
 
   private:
-    void make_compressor();
-    bool check_ubatch(const llama_ubatch & ubatch, llama_pos * pos_next) const;
+    void                   make_compressor();
+    bool                   can_drop(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    void                   forget(llama_seq_id seq_id, bool data);
+    std::vector<ra_target> targets();
+    int32_t                n_splits() const;
 
-    std::unique_ptr<ra_stock> stock;
-    ra_storage                store;
+    std::unique_ptr<ra_stock>               stock;
+    std::vector<std::unique_ptr<ra_stream>> streams; // [n_seq_max]
 
     std::unique_ptr<ra_compressor> compressor;        // made at the first decode
-    int32_t                        n_splits_then = 0; // ra_cache.n_splits when it was made
+    int32_t                        n_splits_then = 0; // n_splits() when it was made
 
     bool gathers_always = false; // pools in host memory are packed as those on a device are
 
-    llama_context * lctx = nullptr;     // the context of the decode under way
-    uint32_t        n_ctx;              // positions end here
-    llama_pos       in_flight_pos = -1; // first position of the micro-batch being computed
+    llama_context * lctx = nullptr; // the context of the decode under way
+    uint32_t        n_ctx;          // positions end here
 };
 
 // A batch, or the worst case, as llama.cpp walks through it; with the same of the stock part.
-class ra_memory_context : public ra_view {
+class ra_memory_context : public ra_batch_view {
   public:
-    // status only (nothing to update, or a failure)
+    // a failure
     explicit ra_memory_context(llama_memory_status status)
-        : ra_view(nullptr, false), status(status) {}
+        : ra_batch_view(nullptr), status(status) {}
     // an update of the stock part
     explicit ra_memory_context(llama_memory_context_ptr update)
-        : ra_view(nullptr, false, std::move(update)), status(stock()->get_status()) {}
+        : ra_batch_view(std::move(update)), status(stock()->get_status()) {}
     // worst case
-    ra_memory_context(ra_memory * mem, ra_storage * store, llama_memory_context_ptr stock)
-        : ra_view(store, true, std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem) {}
+    ra_memory_context(ra_memory * mem, llama_memory_context_ptr stock)
+        : ra_batch_view(std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem) {}
     // a batch
-    ra_memory_context(ra_memory * mem, ra_storage * store, llama_memory_context_ptr stock,
+    ra_memory_context(ra_memory * mem, llama_memory_context_ptr stock,
                       std::vector<llama_ubatch> ubatches)
-        : ra_view(store, false, std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem),
+        : ra_batch_view(std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem),
           ubatches(std::move(ubatches)) {}
 
     bool next() override;
     bool apply() override;
+
+    bool                 has_layer(int32_t il) const override;
+    std::vector<ra_part> parts(int32_t n_tokens) const override;
 
     const llama_ubatch & get_ubatch() const override { return ubatches[i_cur]; }
     llama_memory_status  get_status() const override { return status; }

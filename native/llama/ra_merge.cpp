@@ -1,7 +1,7 @@
 // ra_merge.cpp - see ra_merge.h
 //
 // On the host: a head is some hundred short rows, and most of them are read once. Rows that take no other
-// stay as they are, bit for bit; the others are written in the type of the cache.
+// stay as they are, bit for bit; the others are written in the type of the cache().
 #include "ra_merge.h"
 
 #include "ggml-backend.h"
@@ -9,12 +9,13 @@
 #include <algorithm>
 #include <cstring>
 
-ra_merger::ra_merger(const ra_cache & cache, const std::vector<ra_tensors> & tensors)
-    : cache(cache), tensors(tensors) {
-    for (int32_t il = 0; il < cache.n_layer && cache.settings.cfg.merge; ++il) {
-        const ra_tensors & t = tensors[il];
+ra_merger::ra_merger(const ra_target & target) : target(target) {}
+
+void ra_merger::reserve() {
+    for (int32_t il = 0; il < cache().n_layer && cache().settings.cfg.merge; ++il) {
+        const ra_tensors & t = tensors()[il];
         if (t.v != nullptr) {
-            const size_t n = size_t(ra_cache_longest_head(&cache, il));
+            const size_t n = size_t(ra_cache_longest_head(&cache(), il));
             values.resize(std::max(values.size(), n * size_t(t.v->ne[0])));
             rows.resize(std::max(rows.size(), n * t.v->nb[1]));
         }
@@ -44,9 +45,9 @@ static void ra_row_from_float(const ggml_tensor * t, const float * src, uint8_t 
 }
 
 void ra_merger::run(int32_t il) {
-    const ra_layer & l    = cache.layers[il];
+    const ra_layer & l    = cache().layers[il];
     const ra_merge & m    = *l.merge;
-    ggml_tensor *    v    = tensors[il].v;
+    ggml_tensor *    v    = tensors()[il].v;
     const size_t     row  = v->nb[1];
     const size_t     dim  = size_t(v->ne[0]);
     const bool       host = ggml_backend_buffer_is_host(v->buffer);

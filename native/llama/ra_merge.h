@@ -6,8 +6,11 @@
 
 class ra_merger {
   public:
-    // the arguments must outlive it; reserves its scratch
-    ra_merger(const ra_cache & cache, const std::vector<ra_tensors> & tensors);
+    // the target must outlive it
+    ra_merger(const ra_target & target);
+
+    // makes the scratch large enough for the target at hand, too
+    void reserve();
 
     // ra_cache_ops.merge_rows
     void run(int32_t il);
@@ -15,8 +18,10 @@ class ra_merger {
     int64_t bytes() const;
 
   private:
-    const ra_cache &                cache;
-    const std::vector<ra_tensors> & tensors;
+    const ra_cache &                cache() const { return *target.cache; }
+    const std::vector<ra_tensors> & tensors() const { return *target.tensors; }
+
+    const ra_target & target;
 
     std::vector<float>   values; // [rows of a head, head_dim_v] f32
     std::vector<uint8_t> rows;   // the same as they are stored, where they are not in host memory

@@ -17,22 +17,24 @@ static void ra_move_rows(uint8_t * data, size_t row, int32_t dst, int32_t src, i
     memmove(data + size_t(dst) * row, data + size_t(src) * row, size_t(n) * row);
 }
 
-ra_repacker::ra_repacker(const ra_cache & cache, const std::vector<ra_tensors> & tensors,
-                         ra_scratch & scratch, bool gather_always)
-    : cache(cache), scratch(scratch) {
-    for (const ra_tensors & t : tensors) {
-        pools.push_back({ t.k, IN_PLACE, &staging_k });
-        pools.push_back({ t.has_own_v() ? t.v : nullptr, IN_PLACE, &staging_v });
-    }
-    for (pool & p : pools) {
-        p.how = p.rows != nullptr ? way_of(p.rows, gather_always) : IN_PLACE;
-        if (p.how == STAGED) {
-            p.staging->resize(std::max(p.staging->size(), ggml_nbytes(p.rows)));
-        }
-    }
+ra_repacker::ra_repacker(const ra_target & target, ra_scratch & scratch, bool gather_always)
+    : target(target), scratch(scratch), gather_always(gather_always) {}
+
+void ra_repacker::reserve() {
+    const ra_cache & cache = *target.cache;
+    ways.resize(size_t(cache.n_layer));
     for (int32_t il = 0; il < cache.n_layer; ++il) {
-        if (pools[2 * il].how == GATHERED || pools[2 * il + 1].how == GATHERED) {
-            src_of.resize(size_t(cache.n_slots_max));
+        bool gathers = false;
+        for (int i = 0; i < 2; ++i) {
+            ggml_tensor * rows = pool(il, i);
+            ways[il][i]        = rows != nullptr ? way_of(rows) : IN_PLACE;
+            if (ways[il][i] == STAGED) {
+                staging[i].resize(std::max(staging[i].size(), ggml_nbytes(rows)));
+            }
+            gathers = gathers || ways[il][i] == GATHERED;
+        }
+        if (gathers) {
+            src_of.resize(std::max(src_of.size(), size_t(cache.n_slots_max)));
             build(il);
             scratch.reserve(gf, "moving rows");
         }
@@ -40,9 +42,14 @@ ra_repacker::ra_repacker(const ra_cache & cache, const std::vector<ra_tensors> &
     ctx.reset();
 }
 
+ggml_tensor * ra_repacker::pool(int32_t il, int i) const {
+    const ra_tensors & t = (*target.tensors)[il];
+    return i == 0 ? t.k : t.v;
+}
+
 int64_t ra_repacker::bytes() const {
-    return int64_t(src_of.capacity() * sizeof(int32_t) + meta.capacity() + staging_k.capacity() +
-                   staging_v.capacity() + pools.capacity() * sizeof(pool));
+    return int64_t(src_of.capacity() * sizeof(int32_t) + meta.capacity() + staging[0].capacity() +
+                   staging[1].capacity() + ways.capacity() * sizeof(ways[0]));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -73,7 +80,7 @@ void ra_repacker::add_gather(ggml_tensor * rows) {
 }
 
 // how a pool is packed; STAGED also where its backend lacks an operation
-ra_repacker::way ra_repacker::way_of(ggml_tensor * rows, bool gather_always) {
+ra_repacker::way ra_repacker::way_of(ggml_tensor * rows) {
     if (ggml_backend_buffer_is_host(rows->buffer) && !gather_always) {
         return IN_PLACE;
     }
@@ -87,10 +94,10 @@ ra_repacker::way ra_repacker::way_of(ggml_tensor * rows, bool gather_always) {
 
 // builds the graph of a layer
 void ra_repacker::build(int32_t il) {
-    new_graph(cache.layers[il].n_slots);
-    for (int i = 2 * il; i < 2 * il + 2; ++i) {
-        if (pools[i].how == GATHERED) {
-            add_gather(pools[i].rows);
+    new_graph(target.cache->layers[il].n_slots);
+    for (int i = 0; i < 2; ++i) {
+        if (ways[il][i] == GATHERED) {
+            add_gather(pool(il, i));
         }
     }
 }
@@ -101,20 +108,19 @@ void ra_repacker::build(int32_t il) {
 
 void ra_repacker::begin(int32_t il) {
     std::iota(src_of.begin(), src_of.end(), 0);
-    for (int i = 2 * il; i < 2 * il + 2; ++i) {
-        const pool & p = pools[i];
-        if (p.how == STAGED) {
-            ggml_backend_tensor_get(p.rows, p.staging->data(), 0, ggml_nbytes(p.rows));
+    for (int i = 0; i < 2; ++i) {
+        if (ways[il][i] == STAGED) {
+            ggml_backend_tensor_get(pool(il, i), staging[i].data(), 0, ggml_nbytes(pool(il, i)));
         }
     }
 }
 
 void ra_repacker::move(int32_t il, int32_t dst, int32_t src, int32_t n) {
-    for (int i = 2 * il; i < 2 * il + 2; ++i) {
-        const pool & p = pools[i];
-        if (p.rows != nullptr && p.how != GATHERED) {
-            ra_move_rows(p.how == STAGED ? p.staging->data() : (uint8_t *) p.rows->data,
-                         p.rows->nb[1], dst, src, n);
+    for (int i = 0; i < 2; ++i) {
+        ggml_tensor * rows = pool(il, i);
+        if (rows != nullptr && ways[il][i] != GATHERED) {
+            ra_move_rows(ways[il][i] == STAGED ? staging[i].data() : (uint8_t *) rows->data,
+                         rows->nb[1], dst, src, n);
         }
     }
     if (!src_of.empty()) {
@@ -124,11 +130,10 @@ void ra_repacker::move(int32_t il, int32_t dst, int32_t src, int32_t n) {
 
 ra_status ra_repacker::end(int32_t il) {
     bool gathers = false;
-    for (int i = 2 * il; i < 2 * il + 2; ++i) {
-        const pool & p = pools[i];
-        gathers        = gathers || p.how == GATHERED;
-        if (p.how == STAGED) {
-            ggml_backend_tensor_set(p.rows, p.staging->data(), 0, ggml_nbytes(p.rows));
+    for (int i = 0; i < 2; ++i) {
+        gathers = gathers || ways[il][i] == GATHERED;
+        if (ways[il][i] == STAGED) {
+            ggml_backend_tensor_set(pool(il, i), staging[i].data(), 0, ggml_nbytes(pool(il, i)));
         }
     }
     if (!gathers) {

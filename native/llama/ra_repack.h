@@ -5,16 +5,20 @@
 #include "ra_scratch.h"
 #include "ra_tensors.h"
 
+#include <array>
+
 // A pool in host memory is packed in place. Of another the moves are made on a list of row numbers, and
 // in the end one graph on the pool's device gathers the rows in their new order. A pool that this cannot
 // serve is packed in a host copy.
 class ra_repacker {
   public:
-    // reserves what its graphs need in the scratch; throws std::runtime_error. The arguments must
-    // outlive it.
+    // the arguments must outlive it
     //   gather_always  pools in host memory are packed as those on a device are
-    ra_repacker(const ra_cache & cache, const std::vector<ra_tensors> & tensors,
-                ra_scratch & scratch, bool gather_always);
+    ra_repacker(const ra_target & target, ra_scratch & scratch, bool gather_always);
+
+    // makes its arrays, and what its graphs need in the scratch, large enough for the target at hand, too.
+    // Throws std::runtime_error.
+    void reserve();
 
     // ra_cache_ops; if end() fails, the rows of the layer are lost
     void      begin(int32_t il);
@@ -29,25 +33,20 @@ class ra_repacker {
   private:
     enum way { IN_PLACE, GATHERED, STAGED };
 
-    // K or V of a layer
-    struct pool {
-        ggml_tensor *          rows;
-        way                    how;
-        std::vector<uint8_t> * staging;
-    };
-
-    way           way_of(ggml_tensor * rows, bool gather_always);
+    way           way_of(ggml_tensor * rows);
+    ggml_tensor * pool(int32_t il, int i) const; // K (i = 0) or V (1) of a layer
     void          build(int32_t il);
     void          new_graph(int32_t n_slots);
     void          add_gather(ggml_tensor * rows);
     ggml_tensor * words_of(ggml_tensor * rows);
 
-    const ra_cache &     cache;
-    ra_scratch &         scratch;
-    std::vector<pool>    pools;  // [n_layer][2]
-    std::vector<int32_t> src_of; // [n_slots] row that each row of the layer at hand is made from
+    const ra_target & target;
+    ra_scratch &      scratch;
+    const bool        gather_always;
 
-    std::vector<uint8_t> staging_k, staging_v;
+    std::vector<std::array<way, 2>> ways; // [n_layer] of K and V; the same for all sequences
+    std::vector<int32_t> src_of; // [n_slots] row that each row of the layer at hand is made from
+    std::vector<uint8_t> staging[2]; // of K and V
 
     std::vector<uint8_t> meta; // tensor structs of a graph
     ggml_context_ptr     ctx;

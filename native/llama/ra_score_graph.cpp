@@ -79,27 +79,27 @@ static size_t ra_again_bytes(int64_t dim, int64_t n_rows) {
 
 // results of one product of a layer, at most
 size_t ra_score_graph::most_job_bytes(int32_t il, uint32_t needs) const {
-    const int64_t n_kv  = ra_cache_longest_head(&cache, il);
+    const int64_t n_kv  = ra_cache_longest_head(&cache(), il);
     const int64_t n_pad = ra_score_pad(n_kv);
     int64_t       n     = 0;
     if (needs & RA_FEATURE_ATTN_LOGITS) {
-        n = n_pad * cache.n_ring * (tensors[il].n_head / tensors[il].n_head_kv);
+        n = n_pad * cache().n_ring * (tensors()[il].n_head / tensors()[il].n_head_kv);
     }
     size_t n_again = 0;
     if (needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {
         const int64_t n_rows = ra_score_block_rows(n_kv);
         n                    = std::max(n, n_rows * n_pad);
-        n_again              = ra_again_bytes(tensors[il].k->ne[0], n_rows);
+        n_again              = ra_again_bytes(tensors()[il].k->ne[0], n_rows);
     }
     return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN) + n_again;
 }
 
 size_t ra_score_graph::job_bytes(int32_t il, const ra_job & j) const {
-    const ra_tensors & t       = tensors[il];
+    const ra_tensors & t       = tensors()[il];
     int64_t            n       = 0;
     size_t             n_again = 0;
     if (j.kind == RA_JOB_LOGITS) {
-        n = ra_score_pad(j.n_kv) * cache.n_ring * (t.n_head / t.n_head_kv);
+        n = ra_score_pad(j.n_kv) * cache().n_ring * (t.n_head / t.n_head_kv);
     } else if (j.kind == RA_JOB_COSINES || j.kind == RA_JOB_COSINES_ALL || ra_has_index(j)) {
         n       = ra_score_pad(j.n_kv) * j.n_rows;
         n_again = ra_has_index(j) ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;
@@ -109,10 +109,10 @@ size_t ra_score_graph::job_bytes(int32_t il, const ra_job & j) const {
 
 // results of all jobs of a layer with its segments full
 size_t ra_score_graph::most_layer_bytes(int32_t il, uint32_t needs) const {
-    const ra_layer &     l = cache.layers[il];
+    const ra_layer &     l = cache().layers[il];
     std::vector<int32_t> full(l.budget, l.budget + l.n_head_kv);
     for (int32_t & n : full) {
-        n += cache.settings.cfg.buffer;
+        n += cache().settings.cfg.buffer;
     }
     std::vector<ra_job> jobs;
     ra_list_jobs(jobs, full.data(), l.budget, l.n_head_kv, needs);
@@ -123,7 +123,7 @@ size_t ra_score_graph::most_layer_bytes(int32_t il, uint32_t needs) const {
     size_t n_going = 0;
     jobs.clear();
     for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_NEEDS_TARGETS); ++ih) {
-        ra_list_jobs_going(jobs, ih, full[ih], cache.settings.cfg.buffer);
+        ra_list_jobs_going(jobs, ih, full[ih], cache().settings.cfg.buffer);
     }
     for (const ra_job & j : jobs) {
         n_going += job_bytes(il, j);
@@ -143,8 +143,7 @@ size_t ra_score_graph::most_layer_bytes(int32_t il, uint32_t needs) const {
 // graphs
 // ---------------------------------------------------------------------------------------------
 
-ra_score_graph::ra_score_graph(const ra_cache & cache, const std::vector<ra_tensors> & tensors)
-    : cache(cache), tensors(tensors) {
+ra_score_graph::ra_score_graph(const ra_target & target) : target(target) {
     meta.resize(ggml_tensor_overhead() * RA_SCRATCH_MAX_NODES +
                 ggml_graph_overhead_custom(RA_SCRATCH_MAX_NODES, false));
 }
@@ -157,7 +156,7 @@ ggml_cgraph * ra_score_graph::new_graph() {
 // a copy also where the cache is f32: `unit` overwrites it
 ggml_tensor * ra_score_graph::keys_of(int32_t il, shared & s) {
     if (s.keys == nullptr) {
-        s.keys = ggml_cast(ctx.get(), tensors[il].k, GGML_TYPE_F32);
+        s.keys = ggml_cast(ctx.get(), tensors()[il].k, GGML_TYPE_F32);
         ggml_set_output(s.keys);
     }
     return s.keys;
@@ -172,7 +171,7 @@ ggml_tensor * ra_score_graph::unit_of(int32_t il, shared & s) {
 
 ggml_tensor * ra_score_graph::queries_of(int32_t il, shared & s) {
     if (s.queries == nullptr) {
-        const ra_tensors & t       = tensors[il];
+        const ra_tensors & t       = tensors()[il];
         const int64_t      dim     = t.k->ne[0];
         const int64_t      n_group = t.n_head / t.n_head_kv;
         const size_t       row     = size_t(dim) * sizeof(float);
@@ -191,7 +190,7 @@ ggml_tensor * ra_score_graph::queries_of(int32_t il, shared & s) {
 
 ggml_tensor * ra_score_graph::value_norms_of(int32_t il, shared & s) {
     if (s.value_norms == nullptr) {
-        ggml_tensor * values = ggml_cast(ctx.get(), tensors[il].v, GGML_TYPE_F32);
+        ggml_tensor * values = ggml_cast(ctx.get(), tensors()[il].v, GGML_TYPE_F32);
         ggml_set_output(values);
         ggml_tensor * sums = ggml_sum_rows(ctx.get(), ggml_sqr_inplace(ctx.get(), values));
         ggml_set_output(sums);
@@ -202,7 +201,7 @@ ggml_tensor * ra_score_graph::value_norms_of(int32_t il, shared & s) {
 
 ggml_tensor * ra_score_graph::values_of(int32_t il, shared & s) {
     if (s.values == nullptr) {
-        s.values = ggml_cast(ctx.get(), tensors[il].v, GGML_TYPE_F32);
+        s.values = ggml_cast(ctx.get(), tensors()[il].v, GGML_TYPE_F32);
         ggml_set_output(s.values);
     }
     return s.values;
@@ -210,7 +209,7 @@ ggml_tensor * ra_score_graph::values_of(int32_t il, shared & s) {
 
 ggml_tensor * ra_score_graph::raw_keys_of(int32_t il, shared & s) {
     if (s.raw_keys == nullptr) {
-        s.raw_keys = ggml_cast(ctx.get(), tensors[il].k, GGML_TYPE_F32);
+        s.raw_keys = ggml_cast(ctx.get(), tensors()[il].k, GGML_TYPE_F32);
         ggml_set_output(s.raw_keys);
     }
     return s.raw_keys;
@@ -226,8 +225,8 @@ static ggml_tensor * ra_rows_padded(ggml_context * ctx, ggml_tensor * t, int64_t
 }
 
 void ra_score_graph::add_job(int32_t il, shared & s, ra_job & j) {
-    const ra_tensors & t   = tensors[il];
-    const int64_t      row = cache.layers[il].offset[j.ih];
+    const ra_tensors & t   = tensors()[il];
+    const int64_t      row = cache().layers[il].offset[j.ih];
     switch (j.kind) {
         case RA_JOB_LOGITS: {
             ggml_tensor * q    = queries_of(il, s);
@@ -338,16 +337,15 @@ ggml_cgraph * ra_score_graph::build_largest(uint32_t needs) {
     std::map<ggml_backend_buffer_type_t, int32_t> largest;
 
     size_t most = 0;
-    n_out       = 0;
-    for (int32_t il = 0; il < cache.n_layer; ++il) {
-        if (cache.layers[il].n_head_kv == 0) {
+    for (int32_t il = 0; il < cache().n_layer; ++il) {
+        if (cache().layers[il].n_head_kv == 0) {
             continue;
         }
-        const ra_tensors & t    = tensors[il];
+        const ra_tensors & t    = tensors()[il];
         n_out                   = std::max(n_out, most_job_bytes(il, needs));
         most                    = std::max(most, most_layer_bytes(il, needs));
         const auto [it, is_new] = largest.emplace(ggml_backend_buffer_get_type(t.k->buffer), il);
-        if (!is_new && ggml_nelements(t.k) > ggml_nelements(tensors[it->second].k)) {
+        if (!is_new && ggml_nelements(t.k) > ggml_nelements(tensors()[it->second].k)) {
             it->second = il;
         }
     }

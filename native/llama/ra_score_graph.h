@@ -58,11 +58,12 @@ struct ra_job {
 
 class ra_score_graph {
   public:
-    // the arguments must outlive it
-    ra_score_graph(const ra_cache & cache, const std::vector<ra_tensors> & tensors);
+    // the target must outlive it
+    ra_score_graph(const ra_target & target);
 
     // The graph that needs the most scratch, of any that `needs` may lead to, with as many results as one graph may have (max_out()): of
-    // the largest layer on each device. To be called before build().
+    // the largest layer on each device. To be called before build(); of several targets results are as many
+    // as the largest had.
     ggml_cgraph * build_largest(uint32_t needs);
 
     // Builds the graph of jobs [begin, return value) of layer il, as many as fit the scratch, and sets
@@ -96,8 +97,10 @@ class ra_score_graph {
     void          add_job(int32_t il, shared & s, ra_job & j);
     void          add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs);
 
-    const ra_cache &                cache;
-    const std::vector<ra_tensors> & tensors;
+    const ra_cache &                cache() const { return *target.cache; }
+    const std::vector<ra_tensors> & tensors() const { return *target.tensors; }
+
+    const ra_target & target;
 
     std::vector<uint8_t> meta; // tensor structs of a graph
     ggml_context_ptr     ctx;

@@ -5,11 +5,17 @@
 
 #include <cmath>
 
-ra_scorer::ra_scorer(const ra_cache & cache, const std::vector<ra_tensors> & tensors,
-                     ra_scratch & scratch)
-    : cache(cache), tensors(tensors), scratch(scratch), graph(cache, tensors) {
+ra_scorer::ra_scorer(const ra_target & target, ra_scratch & scratch)
+    : target(target), scratch(scratch), graph(target) {}
+
+// makes v as long as n, if it is shorter
+template <typename T> static void ra_grow(std::vector<T> & v, size_t n) {
+    v.resize(std::max(v.size(), n));
+}
+
+void ra_scorer::reserve() {
     const uint32_t needs =
-        ra_cache_needs(&cache) | (cache.settings.cfg.merge ? RA_NEEDS_TARGETS : 0);
+        ra_cache_needs(&cache()) | (cache().settings.cfg.merge ? RA_NEEDS_TARGETS : 0);
     if (needs != 0) {
         reserve(needs);
     }
@@ -23,33 +29,34 @@ void ra_scorer::reserve(uint32_t needs) {
     size_t n_sinks  = 0;
     size_t dim      = 0;
     bool   is_host  = true;
-    for (int32_t il = 0; il < cache.n_layer; ++il) {
-        const ra_layer &   l = cache.layers[il];
-        const ra_tensors & t = tensors[il];
+    for (int32_t il = 0; il < cache().n_layer; ++il) {
+        const ra_layer &   l = cache().layers[il];
+        const ra_tensors & t = tensors()[il];
         if (l.n_head_kv == 0) {
             continue;
         }
-        n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * cache.n_ring * l.n_slots);
+        n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * cache().n_ring * l.n_slots);
         dim      = std::max(dim, size_t(std::max(t.k->ne[0], t.v->ne[0])));
         n_sinks  = t.sinks != nullptr ? std::max(n_sinks, size_t(t.n_head)) : n_sinks;
         is_host  = is_host && ggml_backend_buffer_is_host(t.k->buffer);
     }
     scratch.reserve(graph.build_largest(needs), "scores");
 
-    logits.resize(needs & RA_FEATURE_ATTN_LOGITS ? n_logits : 0);
+    ra_grow(logits, needs & RA_FEATURE_ATTN_LOGITS ? n_logits : 0);
     sinks.reserve(needs & RA_FEATURE_ATTN_LOGITS ? n_sinks : 0);
-    key_sim.resize(needs & RA_FEATURE_KEY_SIM ? cache.n_slots_max : 0);
-    key_cos.resize(needs & RA_FEATURE_KEY_COS ? cache.n_slots_max : 0);
-    value_norm.resize(needs & RA_FEATURE_VALUE_NORM ? cache.n_slots_max : 0);
-    value_dist.resize(needs & RA_FEATURE_VALUE_DIST ? cache.n_slots_max : 0);
-    keys.resize(needs & RA_FEATURE_KEYS ? size_t(cache.n_slots_max) * dim : 0);
-    going.resize(needs & RA_NEEDS_TARGETS ? cache.n_slots_max : 0);
-    newer.resize(key_sim.size());
-    older.resize(key_sim.size());
-    again.resize(key_sim.size());
-    dim_sum.resize(needs_sum ? dim : 0);
+    ra_grow(key_sim, needs & RA_FEATURE_KEY_SIM ? cache().n_slots_max : 0);
+    ra_grow(key_cos, needs & RA_FEATURE_KEY_COS ? cache().n_slots_max : 0);
+    ra_grow(value_norm, needs & RA_FEATURE_VALUE_NORM ? cache().n_slots_max : 0);
+    ra_grow(value_dist, needs & RA_FEATURE_VALUE_DIST ? cache().n_slots_max : 0);
+    ra_grow(keys, needs & RA_FEATURE_KEYS ? size_t(cache().n_slots_max) * dim : 0);
+    ra_grow(going, needs & RA_NEEDS_TARGETS ? cache().n_slots_max : 0);
+    ra_grow(newer, key_sim.size());
+    ra_grow(older, key_sim.size());
+    ra_grow(again, key_sim.size());
+    ra_grow(dim_sum, needs_sum ? dim : 0);
     if (!is_host) {
-        staging.resize(std::max(graph.max_out() / sizeof(float), size_t(cache.n_slots_max) * dim));
+        ra_grow(staging,
+                std::max(graph.max_out() / sizeof(float), size_t(cache().n_slots_max) * dim));
     }
 }
 
@@ -58,8 +65,8 @@ int64_t ra_scorer::bytes() const {
     for (const auto * values : { &newer, &older, &again, &going }) {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
-    for (const auto * values :
-         { &logits, &sinks, &key_sim, &key_cos, &value_norm, &value_dist, &keys, &dim_sum, &staging }) {
+    for (const auto * values : { &logits, &sinks, &key_sim, &key_cos, &value_norm, &value_dist,
+                                 &keys, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
     return n;
@@ -71,7 +78,7 @@ int64_t ra_scorer::bytes() const {
 
 // compares tokens of head ih again, if that is needed; false: it is not
 bool ra_scorer::list_jobs_again(int32_t il, int32_t ih) {
-    const int32_t n_kv = cache.layers[il].used[ih];
+    const int32_t n_kv = cache().layers[il].used[ih];
     const size_t  at   = tokens_at[ih];
     const int32_t n =
         ra_alike_list_unknown(n_old[ih], newer.data() + at, older.data() + at, again.data() + at);
@@ -87,8 +94,8 @@ bool ra_scorer::list_jobs_again(int32_t il, int32_t ih) {
 
 // where the results of each head are
 void ra_scorer::place_heads(int32_t il) {
-    const ra_layer & l       = cache.layers[il];
-    const size_t     n_query = size_t(tensors[il].n_head / l.n_head_kv) * size_t(n_obs);
+    const ra_layer & l       = cache().layers[il];
+    const size_t     n_query = size_t(tensors()[il].n_head / l.n_head_kv) * size_t(n_obs);
     logits_at.assign(l.n_head_kv, 0);
     tokens_at.assign(l.n_head_kv, 0);
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
@@ -100,15 +107,15 @@ void ra_scorer::place_heads(int32_t il) {
 // the query centres of layer il, and how its keys are rotated
 void ra_scorer::place_centres(int32_t il) {
     const auto n_values = [&](int32_t i) {
-        const ra_tensors & t = tensors[i];
+        const ra_tensors & t = tensors()[i];
         return t.k == nullptr ? 0
                               : size_t(t.n_head) * size_t(ra_centre_values((int32_t) t.k->ne[0]));
     };
-    centres = cache.settings.cfg.centres;
+    centres = cache().settings.cfg.centres;
     for (int32_t i = 0; i < il; ++i) {
         centres += n_values(i);
     }
-    const ra_rope_op & op = tensors[il].rope;
+    const ra_rope_op & op = tensors()[il].rope;
     freqs                 = ra_rope_freqs(op);
     rope                  = { op.n_rot, op.offset, op.is_neox, freqs.data() };
 }
@@ -120,12 +127,13 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
     if (needs & RA_FEATURE_CENTRES) {
         place_centres(il);
     }
+    const ra_tensors & t = tensors()[il];
     sinks.clear();
-    if ((needs & RA_FEATURE_ATTN_LOGITS) && tensors[il].sinks != nullptr) {
-        sinks.resize(size_t(tensors[il].n_head));
-        ggml_backend_tensor_get(tensors[il].sinks, sinks.data(), 0, sinks.size() * sizeof(float));
+    if ((needs & RA_FEATURE_ATTN_LOGITS) && t.sinks != nullptr) {
+        sinks.resize(size_t(t.n_head));
+        ggml_backend_tensor_get(t.sinks, sinks.data(), 0, sinks.size() * sizeof(float));
     }
-    const ra_layer & l = cache.layers[il];
+    const ra_layer & l = cache().layers[il];
     n_old.assign(l.n_head_kv, 0);
     for (int32_t ih = 0; ih < l.n_head_kv && (needs & RA_FEATURE_KEY_SIM); ++ih) {
         n_old[ih] =
@@ -143,7 +151,7 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
 }
 
 ra_status ra_scorer::find_twins(int32_t il, const float * masses, float * twins) {
-    const ra_layer & l = cache.layers[il];
+    const ra_layer & l = cache().layers[il];
     mass               = masses;
     twin               = twins;
     place_heads(il);
@@ -155,7 +163,7 @@ ra_status ra_scorer::find_twins(int32_t il, const float * masses, float * twins)
 }
 
 ra_status ra_scorer::find_targets(int32_t il) {
-    const ra_layer & l = cache.layers[il];
+    const ra_layer & l = cache().layers[il];
     place_heads(il);
     jobs.clear();
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
@@ -219,45 +227,41 @@ const float * ra_scorer::fetch(const ggml_tensor * t, int64_t begin, int64_t n) 
 
 // of the queries in the ring, those that the compression uses; as the model attends, with its biases
 void ra_scorer::read_logits(int32_t il, const ra_job & j) {
-    const ra_layer & l = cache.layers[il];
+    const ra_layer & l = cache().layers[il];
     const float *    bias =
         l.merge != nullptr && l.merge->has_bias ? l.merge->bias + l.offset[j.ih] : nullptr;
-    const int32_t n_group = tensors[il].n_head / tensors[il].n_head_kv;
-    const bool    slopes  = tensors[il].max_alibi_bias > 0.0f;
-    const ra_logit_cap & cap = tensors[il].logit;
-    const float * src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
-    float *       dst     = logits.data() + logits_at[j.ih];
+    const ra_tensors &   t       = tensors()[il];
+    const int32_t        n_group = t.n_head / t.n_head_kv;
+    const ra_logit_cap & cap     = t.logit;
+    const float *        src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
+    float *              dst     = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
-        const int64_t slot = obs_pos[o] % cache.n_ring;
+        const int64_t slot = obs_pos[o] % cache().n_ring;
         for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
             const float * row = src + (slot * n_group + g) * j.stride;
-            if (cap.cap == 0.0f) {
-                std::transform(row, row + j.n_kv, dst, [=](float x) { return cap.after * x; });
-            } else {
-                std::transform(row, row + j.n_kv, dst, [=](float x) {
-                    return cap.after * cap.cap * std::tanh(cap.before * x);
-                });
-            }
+            std::transform(row, row + j.n_kv, dst, [&](float x) {
+                return cap.after * (cap.cap == 0.0f ? x : cap.cap * std::tanh(cap.before * x));
+            });
             for (int32_t i = 0; bias != nullptr && i < j.n_kv; ++i) {
                 dst[i] += bias[i];
             }
-            for (int32_t i = 0; slopes && i < j.n_kv; ++i) {
-                const int32_t distance = obs_pos[o] - l.pos[l.offset[j.ih] + i];
-                dst[i] -= ra_alibi_slope(tensors[il], j.ih * n_group + g) * float(distance);
+            const float slope = t.max_alibi_bias > 0.0f ? ra_alibi_slope(t, j.ih * n_group + g) : 0;
+            for (int32_t i = 0; slope > 0.0f && i < j.n_kv; ++i) {
+                dst[i] -= slope * float(obs_pos[o] - l.pos[l.offset[j.ih] + i]);
             }
         }
     }
 }
 
 void ra_scorer::read_values(int32_t il, const ra_job & j) {
-    const int32_t dim  = (int32_t) tensors[il].v->ne[0];
+    const int32_t dim  = (int32_t) tensors()[il].v->ne[0];
     const float * rows = fetch(j.out, j.skip, int64_t(j.n_kv) * dim);
     ra_mean_distance(j.n_kv, dim, rows, dim_sum.data(), value_dist.data() + tokens_at[j.ih]);
 }
 
 // as the model attends to them: a Hadamard rotation is its own inverse
 void ra_scorer::read_keys(int32_t il, const ra_job & j) {
-    const ra_tensors & t   = tensors[il];
+    const ra_tensors & t   = tensors()[il];
     const int64_t      n   = int64_t(j.n_kv) * t.k->ne[0];
     float *            dst = keys.data() + tokens_at[j.ih] * size_t(t.k->ne[0]);
     std::copy_n(fetch(j.out, j.skip, n), n, dst);
@@ -268,10 +272,10 @@ void ra_scorer::read_keys(int32_t il, const ra_job & j) {
 
 void ra_scorer::read_twins(int32_t il, const ra_job & j) {
     const float *    rows  = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
-    const ra_layer & l     = cache.layers[il];
+    const ra_layer & l     = cache().layers[il];
     const size_t     at    = tokens_at[j.ih];
     int32_t          first = 0;
-    while (first < j.n_kv && l.pos[l.offset[j.ih] + first] < cache.settings.cfg.n_sink) {
+    while (first < j.n_kv && l.pos[l.offset[j.ih] + first] < cache().settings.cfg.n_sink) {
         ++first;
     }
     for (int32_t r = 0; r < j.n_rows; ++r) {
@@ -282,8 +286,8 @@ void ra_scorer::read_twins(int32_t il, const ra_job & j) {
 
 void ra_scorer::read_going(int32_t il, const ra_job & j) {
     const float *    rows = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
-    const ra_merge * m    = cache.layers[il].merge;
-    const int32_t    at   = cache.layers[il].offset[j.ih];
+    const ra_merge * m    = cache().layers[il].merge;
+    const int32_t    at   = cache().layers[il].offset[j.ih];
     const int32_t *  list = index_of(j);
     for (int32_t r = 0; r < j.n_rows; ++r) {
         m->target[at + list[r]] =
@@ -292,14 +296,14 @@ void ra_scorer::read_going(int32_t il, const ra_job & j) {
 }
 
 void ra_scorer::read_cos_sums(int32_t il, const ra_job & j) {
-    const int32_t dim  = (int32_t) tensors[il].k->ne[0];
+    const int32_t dim  = (int32_t) tensors()[il].k->ne[0];
     const float * unit = fetch(j.out, j.skip, int64_t(j.n_kv) * dim);
     const size_t  at   = tokens_at[j.ih];
     float *       sums = (key_cos.empty() ? key_sim : key_cos).data() + at;
     ra_key_cos_sums(j.n_kv, dim, unit, dim_sum.data(), sums);
     // in the end: the newest look-alike of every token must be known
     if (!key_sim.empty() && !list_jobs_again(il, j.ih)) {
-        const ra_layer & l   = cache.layers[il];
+        const ra_layer & l   = cache().layers[il];
         float *          acc = key_sim.data() + at;
         std::copy_n(sums, sums == acc ? 0 : j.n_kv, acc);
         ra_alike_finish(j.n_kv, dim, unit, l.pos + l.offset[j.ih], newer.data() + at,
@@ -313,7 +317,7 @@ void ra_scorer::read_cos_sums(int32_t il, const ra_job & j) {
 void ra_scorer::read_cosines(const ra_job & j) {
     const float * rows      = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
     const size_t  at        = tokens_at[j.ih];
-    const float   threshold = cache.settings.cfg.sim_threshold;
+    const float   threshold = cache().settings.cfg.sim_threshold;
     if (j.kind == RA_JOB_COSINES) {
         ra_alike_compare_new(n_old[j.ih], j.row0, j.n_rows, rows, (int32_t) j.stride, threshold,
                              newer.data() + at, older.data() + at);
@@ -343,7 +347,7 @@ void ra_scorer::read(int32_t il, const ra_job & j) {
 }
 
 void ra_scorer::features(ra_features * f) const {
-    f->n_group      = tensors[f->il].n_head / tensors[f->il].n_head_kv;
+    f->n_group      = tensors()[f->il].n_head / tensors()[f->il].n_head_kv;
     const size_t at = tokens_at[f->ih];
     f->sinks        = sinks.empty() ? nullptr : sinks.data() + size_t(f->ih) * size_t(f->n_group);
     f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];
@@ -352,7 +356,7 @@ void ra_scorer::features(ra_features * f) const {
     f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;
     f->value_dist   = value_dist.empty() ? nullptr : value_dist.data() + at;
     if (!keys.empty()) {
-        f->head_dim = (int32_t) tensors[f->il].k->ne[0];
+        f->head_dim = (int32_t) tensors()[f->il].k->ne[0];
         f->keys     = keys.data() + at * size_t(f->head_dim);
         f->rope     = &rope;
         f->centres =

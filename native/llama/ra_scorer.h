@@ -7,10 +7,12 @@
 
 class ra_scorer {
   public:
-    // reserves what its graphs need in the scratch; throws std::runtime_error. The arguments must
-    // outlive it.
-    ra_scorer(const ra_cache & cache, const std::vector<ra_tensors> & tensors,
-              ra_scratch & scratch);
+    // the arguments must outlive it
+    ra_scorer(const ra_target & target, ra_scratch & scratch);
+
+    // makes the host arrays, and what its graphs need in the scratch, large enough for the target at hand,
+    // too. Throws std::runtime_error.
+    void reserve();
 
     // ra_cache_ops: begin() computes a layer, features() hands out a slice of it
     ra_status begin(uint32_t needs, int32_t il, int32_t n_obs, const int32_t * obs_pos);
@@ -39,10 +41,12 @@ class ra_scorer {
     const int32_t * index_of(const ra_job & j) const;
     const float *   fetch(const ggml_tensor * t, int64_t begin, int64_t n);
 
-    const ra_cache &                cache;
-    const std::vector<ra_tensors> & tensors;
-    ra_scratch &                    scratch;
-    ra_score_graph                  graph;
+    const ra_cache &                cache() const { return *target.cache; }
+    const std::vector<ra_tensors> & tensors() const { return *target.tensors; }
+
+    const ra_target & target;
+    ra_scratch &      scratch;
+    ra_score_graph    graph;
 
     std::vector<ra_job> jobs;      // of the layer at hand
     std::vector<ra_job> jobs_next; // what their results leave to be done

@@ -75,19 +75,15 @@ static ra_state_layer ra_layer_of(const ra_layer & l, const ra_tensors & t) {
     if (l.n_head_kv == 0) {
         return {};
     }
-    return { l.n_head_kv,
-             l.n_slots,
-             (int32_t) t.k->type,
-             (int32_t) t.v->type,
-             (int64_t) t.k->nb[1],
-             (int64_t) t.v->nb[1],
-             t.n_hadamard,
-             t.n_hadamard_v };
+    return { l.n_head_kv,          l.n_slots,
+             (int32_t) t.k->type,  (int32_t) t.v->type,
+             (int64_t) t.k->nb[1], (int64_t) t.v->nb[1],
+             t.n_hadamard,         t.n_hadamard_v };
 }
 
-void ra_state_check(llama_seq_id seq_id, llama_state_seq_flags flags) {
-    if (seq_id > 0) {
-        ra_state_throw("a budgeted cache holds one sequence (id 0)");
+void ra_state_check(llama_seq_id seq_id, int32_t n_seq, llama_state_seq_flags flags) {
+    if (seq_id >= n_seq) {
+        ra_state_throw("the context holds fewer sequences, raise n_seq_max");
     }
     if (flags != LLAMA_STATE_SEQ_FLAGS_NONE) {
         ra_state_throw("partial and on-device states are not supported with a budget");

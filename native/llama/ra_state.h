@@ -6,8 +6,10 @@
 #include "ra_storage.h"
 
 // std::runtime_error (text also in ra_last_error()) if there is no such state of a budgeted cache
-void ra_state_check(llama_seq_id seq_id, llama_state_seq_flags flags);
+//   seq_id  -1: all sequences
+void ra_state_check(llama_seq_id seq_id, int32_t n_seq, llama_state_seq_flags flags);
 
+// of one sequence
 void ra_state_write(llama_io_write_i & io, const ra_storage & store);
 
 // into an empty cache; n_ctx: positions end there. Throws like above when the state does not belong to

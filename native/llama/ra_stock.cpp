@@ -44,9 +44,8 @@ template <typename T, typename... A> static llama_memory_context_ptr ra_make_con
 
 // cells for a batch, and for the windows as large as in the stock memory
 static uint32_t ra_stock_cells(const llama_cparams & cparams, uint32_t n_swa) {
-    const uint64_t n_window =
-        uint64_t(n_swa) * (cparams.kv_unified ? cparams.n_seq_max : 1) + cparams.n_ubatch;
-    const uint64_t n = std::max<uint64_t>(cparams.n_batch, n_window);
+    const uint64_t n_window = uint64_t(n_swa) * cparams.n_seq_max + cparams.n_ubatch;
+    const uint64_t n        = std::max<uint64_t>(cparams.n_batch, n_window);
     return (uint32_t) std::min<uint64_t>(cparams.n_ctx_seq, GGML_PAD(n, 256));
 }
 
@@ -57,6 +56,7 @@ ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params
     llama_cparams       part_cparams = cparams;
     part_params.swa_full             = false; // would keep windows as long as the context
     part_cparams.n_ctx_seq           = ra_stock_cells(cparams, n_swa);
+    part_cparams.kv_unified          = true; // matters only where rows are left
 
     taking = &taken;
     try {
@@ -82,6 +82,15 @@ ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params
                  "architecture '%s' is not supported with a budget: its memory is of another kind; "
                  "run it without one",
                  llm_arch_name(model.arch));
+        ra_throw_last();
+    }
+    if (cparams.n_seq_max > 1 && (recr != nullptr || (iswa != nullptr && !cparams.kv_unified))) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 recr != nullptr ? "a budget serves one sequence of a model with recurrent layers: "
+                                   "n_seq_max is %u"
+                                 : "several sequences (n_seq_max = %u) of a model with sliding "
+                                   "windows need kv_unified with a budget",
+                 cparams.n_seq_max);
         ra_throw_last();
     }
     if (std::find(taken.begin(), taken.end(), true) == taken.end()) {
@@ -111,7 +120,8 @@ llama_memory_context_ptr ra_stock::init_batch(const std::vector<llama_ubatch> & 
     }
     if (iswa == nullptr) {
         return hybrid != nullptr
-                   ? ra_make_context<llama_memory_hybrid_context>(hybrid, std::move(cells), ubatches)
+                   ? ra_make_context<llama_memory_hybrid_context>(hybrid, std::move(cells),
+                                                                  ubatches)
                    : ra_make_context<llama_kv_cache_context>(kv, std::move(cells), ubatches);
     }
     auto windows = iswa->get_swa()->prepare(ubatches);
@@ -145,19 +155,35 @@ void ra_stock::clear(bool data) {
 }
 
 bool ra_stock::can_go_back(llama_seq_id seq_id, llama_pos p0) const {
-    if (iswa == nullptr || p0 == 0) {
-        return true; // seq_rm() of a recurrent state says so without changing anything
+    if (p0 == 0) {
+        return true;
+    }
+    if (recr != nullptr && recr->seq_pos_max(seq_id) >= p0) {
+        return false;
+    }
+    if (iswa == nullptr) {
+        return true;
     }
     const llama_pos first = iswa->get_swa()->seq_pos_min(seq_id);
     return first >= 0 && first <= std::max<int64_t>(0, int64_t(p0) - n_swa + 1);
 }
 
-bool ra_stock::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    if (recr != nullptr && !recr->seq_rm(seq_id, p0, p1)) {
-        return false;
+void ra_stock::drop(llama_seq_id seq_id, llama_pos p0) {
+    if (recr != nullptr) {
+        recr->seq_rm(seq_id, p0, -1);
     }
-    grown()->clear(false);
-    return iswa == nullptr || iswa->get_swa()->seq_rm(seq_id, p0, p1);
+    if (iswa != nullptr) {
+        iswa->get_swa()->seq_rm(seq_id, p0, -1);
+    }
+}
+
+void ra_stock::copy(llama_seq_id src, llama_seq_id dst) {
+    if (iswa != nullptr) {
+        iswa->get_swa()->seq_cp(src, dst, -1, -1);
+    }
+    if (recr != nullptr) {
+        recr->seq_cp(src, dst, -1, -1);
+    }
 }
 
 llama_pos ra_stock::seq_pos_min(llama_seq_id seq_id) const {

@@ -35,10 +35,12 @@ class ra_stock {
     llama_memory_context_ptr init_update(llama_context * lctx, bool optimize);
 
     void clear(bool data);
-    // Whether the sequence can go back to its first p0 positions: a window must still be whole, a
-    // recurrent state has no past.
+    // Whether the sequence, which is longer, can go back to its first p0 positions: a window must still be
+    // whole, and a recurrent state has no past.
     bool can_go_back(llama_seq_id seq_id, llama_pos p0) const;
-    bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    void drop(llama_seq_id seq_id, llama_pos p0); // goes back
+    void forget(llama_seq_id seq_id) { drop(seq_id, 0); }
+    void copy(llama_seq_id src, llama_seq_id dst); // into an empty sequence
     // first position that is present; 0 if it does not say
     llama_pos seq_pos_min(llama_seq_id seq_id) const;
 

@@ -51,10 +51,12 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
             bufts.push_back(buft);
             ctxs_bufs.emplace_back(nullptr, nullptr);
         }
-        shapes[il] = { device,        hparams.n_embd_head_k(il), hparams.n_embd_head_v(il),
-                       params.type_k, params.type_v,             !hparams.is_mla() };
-        tensors[il].n_head    = (int32_t) hparams.n_head(il);
-        tensors[il].n_head_kv = cache->layers[il].n_head_kv;
+        shapes[il] = {
+            device,        hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), params.type_k,
+            params.type_v, !hparams.is_mla()
+        };
+        tensors[il].n_head         = (int32_t) hparams.n_head(il);
+        tensors[il].n_head_kv      = cache->layers[il].n_head_kv;
         tensors[il].max_alibi_bias = hparams.f_max_alibi_bias;
     }
 }
@@ -82,9 +84,9 @@ void ra_storage::make_tensors() {
         ggml_format_name(t.k, "ra_cache_k_l%zu", il);
         ggml_format_name(t.v, "ra_cache_v_l%zu", il);
         if (needs_window) {
-            // beyond the observation window queries are many, and only weigh tokens on average
+            // all queries since the last compression are many, and only weigh tokens on average
             const int64_t n_row  = s.head_dim_k * t.n_head;
-            const bool    is_few = cache->n_ring <= cache->settings.cfg.n_window;
+            const bool    is_few = !ra_cache_wants_all_queries(cache.get());
             const bool    fits   = n_row % ggml_blck_size(GGML_TYPE_Q8_0) == 0;
             t.q = ggml_new_tensor_2d(ctx, is_few || !fits ? GGML_TYPE_F32 : GGML_TYPE_Q8_0, n_row,
                                      cache->n_ring);
@@ -197,4 +199,35 @@ ra_status ra_storage::set_protect(int32_t n_protect) {
         layout_changed();
     }
     return st;
+}
+
+ra_status ra_storage::copy_from(const ra_storage & src) {
+    ra_cache_clear(cache.get());
+    layout_changed();
+    ra_status st = set_protect(src.cache->n_protect);
+    st           = st == RA_STATUS_OK ? ra_cache_copy(cache.get(), src.cache.get()) : st;
+    if (st != RA_STATUS_OK) {
+        return st;
+    }
+    for (size_t il = 0; il < tensors.size(); ++il) {
+        const ra_tensors & from = src.tensors[il];
+        ra_tensors &       to   = tensors[il];
+        if (from.k == nullptr) {
+            continue;
+        }
+        ggml_backend_tensor_copy(from.k, to.k);
+        if (from.has_own_v()) {
+            ggml_backend_tensor_copy(from.v, to.v);
+        }
+        if (from.q != nullptr) {
+            ggml_backend_tensor_copy(from.q, to.q);
+        }
+        to.logit        = from.logit;
+        to.sinks        = from.sinks;
+        to.rope         = from.rope;
+        to.n_hadamard   = from.n_hadamard;
+        to.n_hadamard_v = from.n_hadamard_v;
+    }
+    layout_changed();
+    return RA_STATUS_OK;
 }

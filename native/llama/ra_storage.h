@@ -43,6 +43,11 @@ class ra_storage {
     // bytes in all. RA_STATUS_NO_MEMORY if that fails: then the split is as before.
     ra_status set_protect(int32_t n_protect);
     void      layout_changed();
+    // takes over what another sequence of the same context holds, bit for bit. RA_STATUS_NO_MEMORY: then this
+    // one is empty.
+    ra_status copy_from(const ra_storage & src);
+
+    ra_target target() { return { cache.get(), &tensors }; }
 
     std::unique_ptr<ra_cache, ra_cache_deleter> cache;
 

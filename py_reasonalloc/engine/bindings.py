@@ -37,6 +37,7 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("buffer", c_int32),
         ("n_sink", c_int32),
         ("n_window", c_int32),
+        ("n_draft", c_int32),
         ("n_protect", c_int32),
         ("policy", c_char_p),
         ("lambda_", c_float),
@@ -83,6 +84,7 @@ class ra_stats(ctypes.Structure):  # noqa: N801
         ("n_head_kv_max", c_int32),
         ("budget", c_int32),
         ("buffer", c_int32),
+        ("n_seq", c_int32),
         ("n_pos", c_int32),
         ("peak_tokens", c_int32),
         ("kv_bytes", c_int64),
@@ -169,6 +171,7 @@ class ra_trace_event(ctypes.Structure):  # noqa: N801
     """See reasonalloc.h."""
 
     _fields_ = (
+        ("seq_id", c_int32),
         ("i_compression", c_int64),
         ("n_pos", c_int32),
         ("il", c_int32),
@@ -224,17 +227,21 @@ ra_configure_next = _bind("ra_configure_next", [POINTER(ra_config)], _status)
 ra_model_supported = _bind("ra_model_supported", [_model, c_int32, c_int32], _status)
 
 ra_is_attached = _bind("ra_is_attached", [_context], c_int32)
-ra_set_protect = _bind("ra_set_protect", [_context, c_int32], _status)
-ra_set_head_budgets = _bind("ra_set_head_budgets", [_context, c_int32, _int32s, c_size_t], _status)
-ra_compress = _bind("ra_compress", [_context], _status)
+ra_n_seq = _bind("ra_n_seq", [_context], c_int32)
+ra_set_protect = _bind("ra_set_protect", [_context, c_int32, c_int32], _status)
+ra_set_head_budgets = _bind(
+    "ra_set_head_budgets", [_context, c_int32, c_int32, _int32s, c_size_t], _status
+)
+ra_compress = _bind("ra_compress", [_context, c_int32], _status)
+ra_room = _bind("ra_room", [_context, c_int32], c_int32)
 
-ra_stats_get = _bind("ra_stats_get", [_context, POINTER(ra_stats)], _status)
+ra_stats_get = _bind("ra_stats_get", [_context, c_int32, POINTER(ra_stats)], _status)
 ra_head_stats_get = _bind(
-    "ra_head_stats_get", [_context, c_int32, c_int32, POINTER(ra_head_stats)], _status
+    "ra_head_stats_get", [_context, c_int32, c_int32, c_int32, POINTER(ra_head_stats)], _status
 )
 ra_n_head_kv = _bind("ra_n_head_kv", [_context, c_int32], c_int32)
 ra_kept_positions = _bind(
-    "ra_kept_positions", [_context, c_int32, c_int32, _int32s, c_int32], c_int32
+    "ra_kept_positions", [_context, c_int32, c_int32, c_int32, _int32s, c_int32], c_int32
 )
 ra_row_bytes = _bind("ra_row_bytes", [_context], c_int64)
 ra_set_trace = _bind("ra_set_trace", [_context, ra_trace_cb, c_void_p], _status)

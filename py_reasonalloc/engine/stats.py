@@ -47,6 +47,8 @@ class KVStats:
         As configured, tokens.
     n_layer, n_head_kv_max : int
         Layers with a cache, largest number of KV heads.
+    n_seq : int
+        Sequences that the numbers are of.
     n_pos : int
         Length of the sequence: last position + 1.
     peak_tokens : int
@@ -72,6 +74,7 @@ class KVStats:
     buffer: int
     n_layer: int
     n_head_kv_max: int
+    n_seq: int
     n_pos: int
     peak_tokens: int
     kv_bytes: int
@@ -133,20 +136,22 @@ def read_memory_use(ctx: int, has_budget: bool) -> MemoryUse:
     return MemoryUse(model, context, compute, scratch)
 
 
-def engine_stats(ctx: int) -> Any:
-    """Return the ra_stats of a llama_context.
+def engine_stats(ctx: int, seq_id: int = 0) -> Any:
+    """Return the ra_stats of a sequence of a llama_context; -1: the sums over all of them.
 
     Raises
     ------
     NotFoundError
         The context has no budgeted cache.
+    ConfigError
+        It has no such sequence.
     """
     native = c.ra_stats(size=ctypes.sizeof(c.ra_stats))
-    c.check(c.ra_stats_get(ctx, ctypes.byref(native)))
+    c.check(c.ra_stats_get(ctx, seq_id, ctypes.byref(native)))
     return native
 
 
-def read_stats(ctx: int, n_layer: int) -> KVStats:
+def read_stats(ctx: int, n_layer: int, seq_id: int = 0) -> KVStats:
     """Read everything the engine reports.
 
     Parameters
@@ -155,45 +160,52 @@ def read_stats(ctx: int, n_layer: int) -> KVStats:
         Address of a llama_context with a budgeted cache.
     n_layer : int
         Layers of the model.
+    seq_id : int
+        A sequence of the context.
 
     Raises
     ------
     NotFoundError
         The context has no budgeted cache.
+    ConfigError
+        It has no such sequence.
     """
-    native = engine_stats(ctx)
+    native = engine_stats(ctx, seq_id)
     heads = [c.ra_n_head_kv(ctx, il) for il in range(n_layer)]
-    layers = tuple(tuple(_head_stats(ctx, il, ih) for ih in range(n)) for il, n in enumerate(heads))
+    layers = tuple(
+        tuple(_head_stats(ctx, seq_id, il, ih) for ih in range(n)) for il, n in enumerate(heads)
+    )
     positions = tuple(
-        tuple(_positions(ctx, il, ih, head.used) for ih, head in enumerate(layer))
+        tuple(_positions(ctx, seq_id, il, ih, head.used) for ih, head in enumerate(layer))
         for il, layer in enumerate(layers)
     )
     values = {name: getattr(native, name) for name, _ in c.ra_stats._fields_ if name != "size"}
     return KVStats(**values, layers=layers, _positions=positions)
 
 
-def read_held_prefix(ctx: int, n_layer: int) -> int:
+def read_held_prefix(ctx: int, n_layer: int, seq_id: int = 0) -> int:
     """Return how many of the first positions every head still holds, without a gap."""
-    shortest = int(engine_stats(ctx).n_pos)
+    shortest = int(engine_stats(ctx, seq_id).n_pos)
     for il in range(n_layer):
         for ih in range(c.ra_n_head_kv(ctx, il)):
-            positions = _positions(ctx, il, ih, _head_stats(ctx, il, ih).used)
+            used = _head_stats(ctx, seq_id, il, ih).used
+            positions = _positions(ctx, seq_id, il, ih, used)
             in_place = positions == np.arange(len(positions))
             n = len(in_place) if in_place.all() else int(in_place.argmin())
             shortest = min(shortest, n)
     return shortest
 
 
-def _head_stats(ctx: int, il: int, ih: int) -> HeadStats:
+def _head_stats(ctx: int, seq_id: int, il: int, ih: int) -> HeadStats:
     native = c.ra_head_stats(size=ctypes.sizeof(c.ra_head_stats))
-    c.check(c.ra_head_stats_get(ctx, il, ih, ctypes.byref(native)))
+    c.check(c.ra_head_stats_get(ctx, seq_id, il, ih, ctypes.byref(native)))
     return HeadStats(*(getattr(native, name) for name in HeadStats._fields))
 
 
-def _positions(ctx: int, il: int, ih: int, n: int) -> npt.NDArray[np.int32]:
+def _positions(ctx: int, seq_id: int, il: int, ih: int, n: int) -> npt.NDArray[np.int32]:
     positions = np.empty(n, dtype=np.int32)
     pointer = positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-    if c.ra_kept_positions(ctx, il, ih, pointer, n) != n:
+    if c.ra_kept_positions(ctx, seq_id, il, ih, pointer, n) != n:
         raise error_from_status(1, c.last_error())
     positions.flags.writeable = False
     return positions

@@ -129,7 +129,7 @@ class Stream:
         room = N_ROWS
         for il in range(self._n_layer):
             for ih in range(c.ra_n_head_kv(ctx, il)):
-                c.check(c.ra_head_stats_get(ctx, il, ih, ctypes.byref(head)))
+                c.check(c.ra_head_stats_get(ctx, 0, il, ih, ctypes.byref(head)))
                 room = min(room, head.budget + config.buffer - head.used)
         return max(room, 1)
 

@@ -45,7 +45,7 @@ def protect(session: Any, n_protect: int) -> None:
     before, layers = session.n_protect, session.config.layers
     if isinstance(layers, str) and layers != "uniform" and n_protect != before:
         session.clear()
-    c.check(c.ra_set_protect(session.ctx, n_protect))
+    c.check(c.ra_set_protect(session.ctx, 0, n_protect))
     if n_protect != before and engine_stats(session.ctx).n_evicted > 0:
         is_short = _n_held(session) < min(n_protect, session.n_cached())
         if n_protect < before or is_short:

@@ -51,7 +51,7 @@ class Restorable(Traceable):
             if self.config is not None:  # the split over the layers hangs on it
                 self.clear()
                 self._n_protect = getattr(state, "n_protect", 0)
-                c.check(c.ra_set_protect(self.ctx, self._n_protect))
+                c.check(c.ra_set_protect(self.ctx, 0, self._n_protect))
             reserve_rows(self, len(state.scores))
             super().load_state(state)
             if self.n_cached() != state.n_tokens:

@@ -87,6 +87,7 @@ def random_centres(model: Any) -> np.ndarray:
 class LayerTrace:
     """One layer of one compression, as the trace callback reported it. Lists are per KV head."""
 
+    seq_id: int
     i_compression: int
     n_pos: int
     il: int
@@ -126,6 +127,8 @@ class Engine:
         gets `random_centres` unless it is given others.
     cb_eval : ggml_backend_sched_eval_callback or None
         As in llama_context_params.
+    n_seq_max : int
+        Sequences of the context; each may be n_ctx tokens long.
     """
 
     path: Path | str
@@ -138,6 +141,7 @@ class Engine:
     n_threads: int = 1
     config: dict[str, Any] = field(default_factory=dict)
     cb_eval: Any = None
+    n_seq_max: int = 1
 
     def __post_init__(self) -> None:
         self.n_pos = 0
@@ -158,6 +162,8 @@ class Engine:
         params.n_ctx = self.n_ctx
         params.n_batch = self.n_batch
         params.n_ubatch = self.n_ubatch
+        params.n_seq_max = self.n_seq_max
+        params.kv_unified = self.n_seq_max > 1
         params.type_k = params.type_v = KV_TYPES[self.kv]
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = 1 if self.flash_attn else 0
@@ -189,24 +195,50 @@ class Engine:
 
         With another expected `status` (the return value of llama_decode), returns no rows.
         """
-        batch = lib.llama_batch_init(len(tokens), 0, 1)
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
+        logits = self._decode(
+            [(0, self.n_pos + i, token) for i, token in enumerate(tokens)], status
+        )
+        self.n_pos += len(logits)
+        return logits
+
+    def decode_many(
+        self, runs: Sequence[tuple[int, Sequence[int]]], status: int = 0
+    ) -> list[np.ndarray]:
+        """Decode one batch: (seq_id, tokens) one after the other, each at the end of its sequence.
+
+        Returns logits [n_tokens, n_vocab] of each run, or with another expected `status` no rows.
+        """
+        ends = {seq_id: self.length(seq_id) for seq_id, _ in runs}
+        entries = []
+        for seq_id, tokens in runs:
+            entries += [(seq_id, ends[seq_id] + i, token) for i, token in enumerate(tokens)]
+            ends[seq_id] += len(tokens)
+        logits = self._decode(entries, status)
+        self.n_pos = self.length(0)
+        return np.split(logits, np.cumsum([len(tokens) for _, tokens in runs])[:-1])
+
+    def length(self, seq_id: int) -> int:
+        """Length of a sequence."""
+        return int(lib.llama_memory_seq_pos_max(self.memory, seq_id)) + 1
+
+    def _decode(self, entries: Sequence[tuple[int, int, int]], status: int) -> np.ndarray:
+        batch = lib.llama_batch_init(len(entries), 0, 1)
+        batch.n_tokens = len(entries)
+        for i, (seq_id, pos, token) in enumerate(entries):
             batch.token[i] = int(token)
-            batch.pos[i] = self.n_pos + i
+            batch.pos[i] = pos
             batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
+            batch.seq_id[i][0] = seq_id
             batch.logits[i] = 1
         result = lib.llama_decode(self.ctx, batch)
         lib.llama_batch_free(batch)
         assert result == status, f"llama_decode returned {result}: {c.last_error()}"
         if result != 0:
             return np.empty((0, self.n_vocab), np.float32)
-        self.n_pos += len(tokens)
-        shape = (len(tokens) * self.n_vocab,)
+        shape = (len(entries) * self.n_vocab,)
         return (
             np.ctypeslib.as_array(lib.llama_get_logits(self.ctx), shape)
-            .reshape(len(tokens), self.n_vocab)
+            .reshape(len(entries), self.n_vocab)
             .copy()
         )
 
@@ -239,30 +271,30 @@ class Engine:
         lib.llama_memory_clear(self.memory, True)
         self.n_pos = 0
 
-    def stats(self) -> c.ra_stats:
+    def stats(self, seq_id: int = 0) -> c.ra_stats:
         """ra_stats_get."""
         stats = c.ra_stats(size=ctypes.sizeof(c.ra_stats))
-        c.check(c.ra_stats_get(self.ctx, ctypes.byref(stats)))
+        c.check(c.ra_stats_get(self.ctx, seq_id, ctypes.byref(stats)))
         return stats
 
-    def head(self, il: int, ih: int) -> c.ra_head_stats:
+    def head(self, il: int, ih: int, seq_id: int = 0) -> c.ra_head_stats:
         """ra_head_stats_get."""
         stats = c.ra_head_stats(size=ctypes.sizeof(c.ra_head_stats))
-        c.check(c.ra_head_stats_get(self.ctx, il, ih, ctypes.byref(stats)))
+        c.check(c.ra_head_stats_get(self.ctx, seq_id, il, ih, ctypes.byref(stats)))
         return stats
 
-    def kept(self, il: int, ih: int) -> np.ndarray:
+    def kept(self, il: int, ih: int, seq_id: int = 0) -> np.ndarray:
         """ra_kept_positions."""
-        n = c.ra_kept_positions(self.ctx, il, ih, None, 0)
+        n = c.ra_kept_positions(self.ctx, seq_id, il, ih, None, 0)
         assert n >= 0, c.last_error()
         pos = (ctypes.c_int32 * n)()
-        assert c.ra_kept_positions(self.ctx, il, ih, pos, n) == n
+        assert c.ra_kept_positions(self.ctx, seq_id, il, ih, pos, n) == n
         return np.array(pos[:], dtype=np.int32)
 
     def set_head_budgets(self, il: int, budgets: Sequence[int]) -> int:
         """ra_set_head_budgets; returns the status."""
         table = (ctypes.c_int32 * len(budgets))(*budgets)
-        return int(c.ra_set_head_budgets(self.ctx, il, table, len(budgets)))
+        return int(c.ra_set_head_budgets(self.ctx, 0, il, table, len(budgets)))
 
     def trace(self) -> None:
         """Record every compression from now on in `traces`."""
@@ -278,6 +310,7 @@ class Engine:
 
             self.traces.append(
                 LayerTrace(
+                    seq_id=event.seq_id,
                     i_compression=event.i_compression,
                     n_pos=event.n_pos,
                     il=event.il,

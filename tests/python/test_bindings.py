@@ -56,7 +56,7 @@ def test_every_status_has_an_exception() -> None:
 def test_check_carries_the_librarys_message() -> None:
     c.check(0)
     with pytest.raises(errors.NotFoundError, match="no budgeted cache"):
-        c.check(c.ra_set_protect(None, 0))
+        c.check(c.ra_set_protect(None, 0, 0))
 
 
 def test_argument_errors_are_value_errors() -> None:

@@ -1,0 +1,78 @@
+// ra_stream.cpp - see ra_stream.h
+#include "ra_stream.h"
+
+#include "llama-memory.h"
+
+std::vector<std::unique_ptr<ra_stream>> ra_make_streams(const llama_model &         model,
+                                                        const llama_memory_params & params,
+                                                        const llama_cparams &       cparams,
+                                                        const std::vector<bool> &   grows,
+                                                        ra_settings *               settings) {
+    std::vector<std::unique_ptr<ra_stream>> streams;
+    std::vector<ra_settings>                copies(cparams.n_seq_max);
+    copies[0]    = *settings;
+    *settings    = {};
+    ra_status st = RA_STATUS_OK;
+    for (size_t i = 1; i < copies.size() && st == RA_STATUS_OK; ++i) {
+        st = ra_settings_init(&copies[i], &copies[0].cfg);
+    }
+    try {
+        for (size_t i = 0; i < copies.size() && st == RA_STATUS_OK; ++i) {
+            streams.push_back(
+                std::make_unique<ra_stream>(model, params, cparams.offload_kqv, grows, &copies[i]));
+            streams.back()->store.cache->seq_id = (int32_t) i;
+        }
+    } catch (...) {
+        for (ra_settings & copy : copies) {
+            ra_settings_free(&copy);
+        }
+        throw;
+    }
+    if (st != RA_STATUS_OK) {
+        for (ra_settings & copy : copies) {
+            ra_settings_free(&copy);
+        }
+        ra_throw_last();
+    }
+    return streams;
+}
+
+void ra_stream::clear(bool data) {
+    store.clear(data);
+    compress_us = 0;
+}
+
+bool ra_stream::can_drop(llama_pos p0, llama_pos p1) const {
+    const ra_cache & c = *store.cache;
+    if (p0 >= c.n_pos || p0 >= p1) {
+        return true; // nothing there
+    }
+    if (p1 < c.n_pos) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "positions [%d, %d) are not the end of the sequence: a budgeted cache can only "
+                 "drop its tail",
+                 p0, p1);
+        return false;
+    }
+    // tokens that came after the last compression may always go
+    if (p0 > 0 && c.min_evicted < p0 && p0 < ra_cache_compressed_at(&c)) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "tokens before position %d were evicted: the cache cannot go back to it, start "
+                 "the sequence anew",
+                 p0);
+        return false;
+    }
+    return true;
+}
+
+void ra_stream::drop(llama_pos p0) {
+    if (p0 >= store.cache->n_pos) {
+        return;
+    }
+    if (p0 == 0) {
+        clear(false);
+        return;
+    }
+    ra_cache_truncate(store.cache.get(), p0);
+    store.layout_changed();
+}
