@@ -41,6 +41,10 @@ void ra_calloc_fail_at(int64_t n);
 /* x[n] <- softmax(x), computed in double, in place. n >= 1. All -INFINITY: uniform. */
 void ra_softmax(int32_t n, float * x);
 
+/* The same with one more logit, a sink, that takes its part and is not among x: what is left may sum to
+ * less than 1. -INFINITY: none. */
+void ra_softmax_sink(int32_t n, float * x, float sink);
+
 /* dst[i] = max of src[i - kernel/2 .. i + kernel/2] clipped to [0, n): max-pool, stride 1, "same"
  * padding. kernel odd. dst must not overlap src. */
 void ra_max_pool(int32_t n, int32_t kernel, const float * src, float * dst);

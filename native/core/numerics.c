@@ -4,7 +4,11 @@
 #include <math.h>
 
 void ra_softmax(int32_t n, float * x) {
-    float max = -INFINITY;
+    ra_softmax_sink(n, x, -INFINITY);
+}
+
+void ra_softmax_sink(int32_t n, float * x, float sink) {
+    float max = sink;
     for (int32_t i = 0; i < n; ++i) {
         max = x[i] > max ? x[i] : max;
     }
@@ -13,6 +17,7 @@ void ra_softmax(int32_t n, float * x) {
         x[i] = max == -INFINITY ? 1.0f : expf(x[i] - max);
         sum += (double) x[i];
     }
+    sum += max == -INFINITY ? 0.0 : (double) expf(sink - max);
     const float scale = (float) (1.0 / sum);
     for (int32_t i = 0; i < n; ++i) {
         x[i] *= scale;

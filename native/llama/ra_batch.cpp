@@ -86,7 +86,7 @@ static std::vector<int32_t> ra_cut(const std::vector<ra_run> & runs, int32_t n_p
 
 std::vector<llama_ubatch> ra_split_batch(llama_batch_allocr &           balloc,
                                          const std::vector<ra_target> & targets, uint32_t n_ubatch,
-                                         uint32_t n_ctx) {
+                                         uint32_t n_ctx, bool equal) {
     std::vector<ra_run>       runs;
     std::vector<llama_ubatch> ubatches;
     if (!ra_list_runs(balloc.get_batch(), (int32_t) balloc.get_n_tokens(), targets, n_ctx, &runs)) {
@@ -96,7 +96,8 @@ std::vector<llama_ubatch> ra_split_batch(llama_batch_allocr &           balloc,
     const int32_t n_piece = std::min((int32_t) n_ubatch, targets[0].cache->settings.cfg.buffer);
     balloc.split_reset();
     for (const int32_t n : ra_cut(runs, n_piece, (int32_t) n_ubatch)) {
-        ubatches.push_back(balloc.split_simple((uint32_t) n));
+        ubatches.push_back(equal ? balloc.split_equal((uint32_t) n, false, 0)
+                                 : balloc.split_simple((uint32_t) n));
     }
     return ubatches;
 }

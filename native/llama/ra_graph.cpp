@@ -10,38 +10,18 @@
 
 #include "ra_llama.h"
 
+// of what a graph sees of a batch
 static const ra_batch_view * ra_batch_of(const llama_memory_context_i * mctx) {
-    return dynamic_cast<const ra_batch_view *>(mctx);
+    const auto * part = dynamic_cast<const ra_stock_context *>(mctx);
+    return part == nullptr ? nullptr : part->batch;
 }
 
-// the graph input for a rotation; NULL without one
-static ggml_tensor * ra_new_rotation(ggml_context * ctx, const char * name,
-                                     const ra_rotation & rot) {
-    if (rot.n == 0) {
-        return nullptr;
-    }
-    ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rot.n, rot.n);
-    ggml_set_name(t, name);
-    ggml_set_input(t);
-    return t;
-}
-
-static void ra_set_rotation(ggml_tensor * t, const ra_rotation & rot) {
-    if (t != nullptr && t->buffer != nullptr) {
-        ggml_backend_tensor_set(t, rot.values.data(), 0, ggml_nbytes(t));
-    }
-}
-
-ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_batch_view & batch)
-    : llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr) {
+ra_graph_input::ra_graph_input(const llm_graph_context & graph, const ra_batch_view & batch) {
     const std::vector<ra_part> list = batch.parts((int32_t) graph.n_tokens);
     parts.reserve(list.size());
     for (const ra_part & part : list) {
         parts.emplace_back(graph, part);
     }
-    const ra_storage & store = parts[0].view.storage(); // all have the same rotations
-    self_k_rot               = ra_new_rotation(graph.ctx0, "attn_inp_k_rot", store.rot_k);
-    self_v_rot               = ra_new_rotation(graph.ctx0, "attn_inp_v_rot", store.rot_v);
 }
 
 bool ra_graph_input::can_reuse(const llm_graph_params & params) {
@@ -61,32 +41,33 @@ void ra_graph_input::set_input(const llama_ubatch * ubatch) {
     for (ra_graph_part & part : parts) {
         part.set_input(*ubatch);
     }
-    const ra_storage & store = parts[0].view.storage();
-    ra_set_rotation(self_k_rot, store.rot_k);
-    ra_set_rotation(self_v_rot, store.rot_v);
 }
 
 // ---------------------------------------------------------------------------------------------
 // hooks
 // ---------------------------------------------------------------------------------------------
 
-llm_graph_input_attn_kv * ra_graph_build_input(const llm_graph_context & graph) {
-    const ra_batch_view * batch = ra_batch_of(graph.mctx);
-    if (batch == nullptr) {
-        return nullptr;
+const llama_memory_context_i * ra_stock_part(const llama_memory_context_i * mctx) {
+    const auto * batch = dynamic_cast<const ra_batch_view *>(mctx);
+    return batch == nullptr ? mctx : batch->stock();
+}
+
+// the input of all our layers, made for the first of them
+static ra_graph_input * ra_input_of(const llm_graph_context & graph, const ra_batch_view & batch) {
+    for (const llm_graph_input_ptr & inp : graph.res->inputs) {
+        if (auto * found = dynamic_cast<ra_graph_input *>(inp.get())) {
+            return found;
+        }
     }
-    auto inp = std::make_unique<ra_graph_input>(graph, *batch);
-    return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
+    return static_cast<ra_graph_input *>(
+        graph.res->add_input(std::make_unique<ra_graph_input>(graph, batch)));
 }
 
-bool ra_graph_is_input(const llm_graph_input_attn_kv * inp) {
-    return dynamic_cast<const ra_graph_input *>(inp) != nullptr;
-}
-
-uint32_t ra_graph_count_nodes(const ra_cache & cache, uint32_t n_seq) {
+uint32_t ra_graph_count_nodes(const ra_storage & store, uint32_t n_seq) {
     uint32_t n = 64;
-    for (int32_t il = 0; il < cache.n_layer; ++il) {
-        n += 24 + 24 * (uint32_t) cache.layers[il].n_head_kv;
+    for (const ra_tensors & t : store.tensors) {
+        n += 24 + 24 * (uint32_t) t.n_head_kv;
+        n += t.max_alibi_bias > 0.0f ? 12 * (uint32_t) t.n_head : 0;
     }
     return n * n_seq;
 }
@@ -140,25 +121,31 @@ static ggml_tensor * ra_attend_even(const llm_graph_context & graph, ra_graph_pa
 
 // attention of the query heads of KV head ih -> [head_dim_v * n_group, n_tokens]
 static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_part * inp,
-                                    const ra_tensors & t, const ra_layer & l, ggml_tensor * q,
-                                    ggml_tensor * sinks, float kq_scale, int il, int32_t ih) {
+                                    const ra_tensors & t, const ra_layer & l, const ra_attn & attn,
+                                    int32_t ih) {
     ggml_context * ctx     = graph.ctx0;
     const int64_t  n_group = t.n_head / t.n_head_kv;
-    const int64_t  n_span  = inp->n_span(il, ih);
+    const int64_t  n_span  = inp->n_span(attn.il, ih);
+    ggml_tensor *  q       = attn.q;
 
     ggml_tensor * q_h = ggml_view_3d(ctx, q, q->ne[0], n_group, q->ne[2], q->nb[1], q->nb[2],
                                      size_t(ih * n_group) * q->nb[1]);
     // [head_dim, one head, n_span]
-    ggml_tensor * k_h = ggml_view_3d(ctx, t.k, t.k->ne[0], 1, n_span, t.k->nb[1], t.k->nb[1],
-                                     size_t(l.offset[ih]) * t.k->nb[1]);
-    ggml_tensor * v_h = ggml_view_3d(ctx, t.v, t.v->ne[0], 1, n_span, t.v->nb[1], t.v->nb[1],
-                                     size_t(l.offset[ih]) * t.v->nb[1]);
-    ggml_tensor * s_h =
-        sinks == nullptr
-            ? nullptr
-            : ggml_view_1d(ctx, sinks, n_group, size_t(ih * n_group) * ggml_element_size(sinks));
-    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, inp->mask_of_head(graph, il, ih), s_h,
-                                nullptr, 0, kq_scale, il);
+    ggml_tensor * k_h  = ggml_view_3d(ctx, t.k, t.k->ne[0], 1, n_span, t.k->nb[1], t.k->nb[1],
+                                      size_t(l.offset[ih]) * t.k->nb[1]);
+    ggml_tensor * v_h  = ggml_view_3d(ctx, t.v, t.v->ne[0], 1, n_span, t.v->nb[1], t.v->nb[1],
+                                      size_t(l.offset[ih]) * t.v->nb[1]);
+    ggml_tensor * mask = inp->mask_of_head(graph, attn.il, ih);
+    if (graph.hparams.use_alibi) {
+        return ra_attend_alibi(graph, attn, t, ih, k_h, v_h, mask,
+                               inp->alibi.positions(ctx, attn.il, ih));
+    }
+    ggml_tensor * s_h = attn.sinks == nullptr
+                            ? nullptr
+                            : ggml_view_1d(ctx, attn.sinks, n_group,
+                                           size_t(ih * n_group) * ggml_element_size(attn.sinks));
+    return graph.build_attn_mha(q_h, k_h, v_h, nullptr, mask, s_h, attn.v_mla, 0, attn.kq_scale,
+                                attn.il);
 }
 
 // parts one after the other along `dim`, joined pairwise, so that every value is copied log2 times
@@ -176,47 +163,68 @@ static ggml_tensor * ra_join(ggml_context * ctx, std::vector<ggml_tensor *> part
     return parts[0];
 }
 
+// how the model's attention, in build_attn_mha(), goes from q.k to a logit
+static ra_logit_cap ra_logit_of(const llm_graph_context & graph, float kq_scale) {
+    const float cap = graph.hparams.f_attn_logit_softcapping;
+    if (graph.arch == LLM_ARCH_GROK) {
+        return { graph.hparams.f_attn_out_scale / cap, cap, kq_scale };
+    }
+    if (!graph.hparams.attn_soft_cap) {
+        return { 0.0f, 0.0f, kq_scale };
+    }
+    return graph.cparams.flash_attn ? ra_logit_cap{ kq_scale / cap, cap, 1.0f }
+                                    : ra_logit_cap{ 1.0f / cap, cap, kq_scale };
+}
+
 // what the model's graph says about attention, for compressions to come
-static void ra_note_model(const ra_graph_part & part, const ggml_tensor * k_cur, float kq_scale,
-                          int il) {
-    ra_tensors & t = part.view.tensors(il);
-    t.kq_scale     = kq_scale;
+static void ra_note_model(const llm_graph_context & graph, const ra_graph_part & part,
+                          const ra_attn & attn) {
+    ra_tensors & t = part.view.tensors(attn.il);
+    t.logit        = ra_logit_of(graph, attn.kq_scale);
+    t.sinks        = attn.sinks;
+    t.n_hadamard   = attn.k_rot == nullptr ? 0 : (int32_t) attn.k_rot->ne[0];
+    t.n_hadamard_v = attn.v_rot == nullptr ? 0 : (int32_t) attn.v_rot->ne[0];
     if (!t.rope.is_known && (ra_cache_needs(&part.view.cache()) & RA_FEATURE_CENTRES) != 0 &&
-        ra_rope_find(k_cur, &t.rope) != RA_STATUS_OK) {
+        ra_rope_find(attn.k, &t.rope) != RA_STATUS_OK) {
         ra_throw_last();
     }
 }
 
-// q_cur, k_cur, v_cur: of the tokens of one sequence
+// attn: of the tokens of one sequence
 static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * part,
-                               ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur,
-                               ggml_tensor * sinks, float kq_scale, int il) {
+                               const ra_attn & attn) {
+    const int          il   = attn.il;
     const ra_layer &   l    = part->view.cache().layers[il];
     const ra_tensors & t    = part->view.tensors(il);
     ggml_tensor *      rows = part->rows_of(graph.ctx0, il);
-    ra_store(graph, t.k, k_cur, rows);
-    ra_store(graph, t.v, v_cur, rows);
+    ra_store(graph, t.k, attn.k, rows);
+    if (t.has_own_v()) {
+        ra_store(graph, t.v, attn.v, rows);
+    }
     if (part->window != nullptr) {
-        ra_store_window(graph, part, t.q, q_cur);
+        ra_store_window(graph, part, t.q, attn.q);
     }
     const ra_attend_way way = part->ways[il];
     if (way == RA_ATTEND_EVEN && !part->is_biased[il]) {
-        return ra_attend_even(graph, part, t, l, q_cur, sinks, kq_scale, il);
+        return ra_attend_even(graph, part, t, l, attn.q, attn.sinks, attn.kq_scale, il);
     }
-    if (way != RA_ATTEND_BY_HEAD && part->n_tokens == 1 && sinks == nullptr) {
-        return part->by_layer.attend(graph, t, q_cur, kq_scale, il);
+    if (way != RA_ATTEND_BY_HEAD && part->n_tokens == 1 && attn.sinks == nullptr) {
+        return part->by_layer.attend(graph, t, attn.q, attn.kq_scale, il);
     }
     std::vector<ggml_tensor *> heads;
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-        heads.push_back(ra_attend_head(graph, part, t, l, q_cur, sinks, kq_scale, il, ih));
+        heads.push_back(ra_attend_head(graph, part, t, l, attn, ih));
     }
     return ra_join(graph.ctx0, std::move(heads), 0);
 }
 
-ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_input_attn_kv * inp_kv,
-                                  ggml_tensor * q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur,
-                                  ggml_tensor * sinks, float kq_scale, int il) {
-    ra_graph_input *           inp = static_cast<ra_graph_input *>(inp_kv);
+ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
+    const ra_batch_view * batch = ra_batch_of(graph.mctx);
+    if (batch == nullptr || !batch->has_layer(attn.il)) {
+        return nullptr;
+    }
+    GGML_ASSERT(attn.kq_b == nullptr);
+    ra_graph_input *           inp = ra_input_of(graph, *batch);
     std::vector<ggml_tensor *> parts;
     for (ra_graph_part & part : inp->parts) {
         const auto tokens = [&](ggml_tensor * t) {
@@ -225,9 +233,12 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, llm_graph_inp
                        : ggml_view_3d(graph.ctx0, t, t->ne[0], t->ne[1], part.n_tokens, t->nb[1],
                                       t->nb[2], size_t(part.first) * t->nb[2]);
         };
-        ra_note_model(part, k_cur, kq_scale, il);
-        parts.push_back(ra_attend(graph, &part, tokens(q_cur), tokens(k_cur), tokens(v_cur), sinks,
-                                  kq_scale, il));
+        ra_note_model(graph, part, attn);
+        ra_attn own = attn;
+        own.q       = tokens(attn.q);
+        own.k       = tokens(attn.k);
+        own.v       = tokens(attn.v);
+        parts.push_back(ra_attend(graph, &part, own));
     }
     return ra_join(graph.ctx0, std::move(parts), 1);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "llama-graph.h"
+#include "ra_graph_alibi.h"
 #include "ra_graph_layer.h"
 #include "ra_view.h"
 
@@ -40,6 +41,8 @@ class ra_graph_part {
     std::vector<ra_attend_way> ways;      // [n_layer]
     std::vector<bool>          is_biased; // [n_layer] merging has left biases
 
+    ra_alibi alibi; // where the model has it
+
     ra_layer_attention by_layer; // of layers that are biased, or attended RA_ATTEND_BY_LAYER
 
     std::vector<size_t> rows_at; // [n_layer] first entry of the layer in `rows`
@@ -54,7 +57,7 @@ class ra_graph_part {
     bool          has_bias(int32_t il) const;
 };
 
-class ra_graph_input : public llm_graph_input_attn_kv {
+class ra_graph_input : public llm_graph_input_i {
   public:
     ra_graph_input(const llm_graph_context & graph, const ra_batch_view & batch);
 
@@ -65,4 +68,4 @@ class ra_graph_input : public llm_graph_input_attn_kv {
 };
 
 // Most nodes that attention over the budgeted caches of n_seq sequences adds to the stock graph.
-uint32_t ra_graph_count_nodes(const ra_cache & cache, uint32_t n_seq);
+uint32_t ra_graph_count_nodes(const ra_storage & store, uint32_t n_seq);

@@ -43,10 +43,14 @@ ra_graph_part::ra_graph_part(const llm_graph_context & graph, const ra_part & pa
         ggml_set_input(window);
     }
     by_layer.init(graph, view, kinds, n_tokens, n_ahead);
+    if (graph.hparams.use_alibi) {
+        alibi.init(graph.ctx0, view, n_tokens, n_ahead);
+    }
 }
 
 ra_attend_way ra_graph_part::way_of(const llm_graph_context & graph, int32_t il) const {
-    if (!graph.cparams.flash_attn || view.cache().layers[il].n_head_kv == 0) {
+    if (!graph.cparams.flash_attn || graph.hparams.use_alibi || graph.hparams.is_mla() ||
+        view.cache().layers[il].n_head_kv == 0) {
         return RA_ATTEND_BY_HEAD;
     }
     if (is_even(il)) {
@@ -138,6 +142,7 @@ void ra_graph_part::set_input(const llama_ubatch & ubatch) {
         }
     }
     by_layer.set_input(view);
+    alibi.set_input(view, n_tokens);
 }
 
 ggml_tensor * ra_graph_part::rows_of(ggml_context * ctx, int32_t il) const {

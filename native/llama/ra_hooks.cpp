@@ -3,6 +3,7 @@
 #include "ra_graph.h"
 #include "ra_llama.h"
 #include "ra_memory.h"
+#include "ra_stock.h"
 #include "ra_support.h"
 
 namespace {
@@ -32,13 +33,10 @@ ra_status ra_configure_next(const ra_config * cfg) {
     return st;
 }
 
-bool ra_memory_wanted(const llama_model & model, const llama_memory_params & params,
-                      const llama_cparams & cparams) {
-    if (!pending.is_set) {
-        return false;
-    }
+static ra_status ra_check_context(const llama_model & model, const llama_memory_params & params,
+                                  const llama_cparams & cparams) {
     ra_status st = ra_check_model(model, params.type_k, params.type_v);
-    st           = st == RA_STATUS_OK ? ra_check_policy(model, pending.settings) : st;
+    st           = st == RA_STATUS_OK ? ra_check_devices(model) : st;
     if (st == RA_STATUS_OK && params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         st = ra_error(RA_STATUS_UNSUPPORTED, "a budget serves only the model's main context");
     }
@@ -50,35 +48,34 @@ bool ra_memory_wanted(const llama_model & model, const llama_memory_params & par
                       "a quantised V cache (%s) needs flash attention: turn it on or use f16",
                       ggml_type_name(params.type_v));
     }
-    if (st != RA_STATUS_OK) {
-        pending.reset();
-        ra_throw_last();
-    }
-    return true;
+    return st;
 }
 
 llama_memory_i * ra_memory_create(const llama_model & model, const llama_memory_params & params,
                                   const llama_cparams & cparams) {
+    if (!pending.is_set || ra_stock_is_made()) {
+        return nullptr;
+    }
+    std::unique_ptr<ra_stock> stock;
+    try {
+        if (ra_check_context(model, params, cparams) != RA_STATUS_OK) {
+            ra_throw_last();
+        }
+        stock = std::make_unique<ra_stock>(model, params, cparams);
+        if (ra_check_policy(model, pending.settings, stock->left_out()) != RA_STATUS_OK) {
+            ra_throw_last();
+        }
+    } catch (...) {
+        pending.reset();
+        throw;
+    }
     ra_settings settings = pending.settings;
     pending.settings     = {};
     pending.reset();
-    return new ra_memory(model, params, cparams, &settings);
-}
-
-llama_memory_i * ra_memory_require(const llama_model & model, llama_memory_i * mem) {
-    if (dynamic_cast<ra_memory *>(mem) == nullptr) {
-        delete mem;
-        pending.reset();
-        ra_error(RA_STATUS_UNSUPPORTED,
-                 "architecture '%s' is not supported with a budget: it does not keep one plain "
-                 "attention cache; run it without one",
-                 llm_arch_name(model.arch));
-        ra_throw_last();
-    }
-    return mem;
+    return new ra_memory(model, params, cparams, std::move(stock), &settings);
 }
 
 uint32_t ra_graph_extra_nodes(const llama_memory_i * mem) {
     const ra_memory * m = dynamic_cast<const ra_memory *>(mem);
-    return m == nullptr ? 0 : ra_graph_count_nodes(m->state(0), (uint32_t) m->n_seq());
+    return m == nullptr ? 0 : ra_graph_count_nodes(m->stream(0).store, (uint32_t) m->n_seq());
 }

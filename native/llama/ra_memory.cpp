@@ -10,8 +10,11 @@
 #include <limits>
 
 ra_memory::ra_memory(const llama_model & model, const llama_memory_params & params,
-                     const llama_cparams & cparams, ra_settings * settings)
-    : streams(ra_make_streams(model, params, cparams, settings)), n_ctx(cparams.n_ctx_seq) {
+                     const llama_cparams & cparams, std::unique_ptr<ra_stock> stock_part,
+                     ra_settings * settings)
+    : stock(std::move(stock_part)),
+      streams(ra_make_streams(model, params, cparams, stock->left_out(), settings)),
+      n_ctx(cparams.n_ctx_seq) {
     const ra_settings & made = state(0).settings;
     LLAMA_LOG_INFO("%s: budget %d + buffer %d tokens per head, policy %s, %d x KV %.2f MiB\n",
                    __func__, made.cfg.budget, made.cfg.buffer, made.policy->name, n_seq(),
@@ -21,7 +24,7 @@ ra_memory::ra_memory(const llama_model & model, const llama_memory_params & para
 ra_memory::~ra_memory() = default;
 
 std::map<ggml_backend_buffer_type_t, size_t> ra_memory::memory_breakdown() const {
-    std::map<ggml_backend_buffer_type_t, size_t> res;
+    std::map<ggml_backend_buffer_type_t, size_t> res = stock->breakdown();
     for (const auto & s : streams) {
         for (const auto & [buft, size] : s->store.breakdown()) {
             res[buft] += size;
@@ -64,6 +67,27 @@ void ra_memory::clear(bool data) {
     for (auto & s : streams) {
         s->clear(data);
     }
+    stock->clear(data);
+}
+
+// of one sequence
+void ra_memory::forget(llama_seq_id seq_id, bool data) {
+    stream(seq_id).clear(data);
+    stock->forget(seq_id);
+}
+
+bool ra_memory::can_drop(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    if (!stream(seq_id).can_drop(p0, p1)) {
+        return false;
+    }
+    if (p0 < state(seq_id).n_pos && !stock->can_go_back(seq_id, p0)) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "the sliding windows or the recurrent state cannot go back to position %d: start "
+                 "the sequence anew",
+                 p0);
+        return false;
+    }
+    return true;
 }
 
 bool ra_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -75,11 +99,14 @@ bool ra_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const llama_seq_id begin = seq_id < 0 ? 0 : seq_id;
     const llama_seq_id end   = seq_id < 0 ? n_seq() : seq_id + 1;
     for (llama_seq_id id = begin; id < end; ++id) {
-        if (!stream(id).can_drop(p0, p1)) {
+        if (!can_drop(id, p0, p1)) {
             return false;
         }
     }
     for (llama_seq_id id = begin; id < end; ++id) {
+        if (p0 < state(id).n_pos) {
+            stock->drop(id, p0);
+        }
         stream(id).drop(p0);
     }
     return true;
@@ -109,9 +136,10 @@ void ra_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_p
     if (lctx != nullptr) {
         ggml_backend_sched_synchronize(lctx->get_sched()); // its last rows must have been written
     }
-    dst.clear(false);
+    forget(seq_id_dst, false);
     try {
         if (dst.store.copy_from(src.store) == RA_STATUS_OK) {
+            stock->copy(seq_id_src, seq_id_dst);
             return;
         }
     } catch (const std::exception & e) {
@@ -124,7 +152,7 @@ void ra_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_p
 void ra_memory::seq_keep(llama_seq_id seq_id) {
     for (llama_seq_id id = 0; id < n_seq(); ++id) {
         if (id != seq_id) {
-            stream(id).clear(false);
+            forget(id, false);
         }
     }
 }
@@ -144,7 +172,9 @@ void ra_memory::seq_div(llama_seq_id, llama_pos, llama_pos, int d) {
 // llama.h promises that all of [pos_min, pos_max] is present: after evictions that is the tail which
 // every head still holds
 llama_pos ra_memory::seq_pos_min(llama_seq_id seq_id) const {
-    return has_seq(seq_id) ? ra_cache_contiguous_from(&state(seq_id)) : -1;
+    return has_seq(seq_id) && state(seq_id).n_pos > 0
+               ? std::max(ra_cache_contiguous_from(&state(seq_id)), stock->seq_pos_min(seq_id))
+               : -1;
 }
 
 llama_pos ra_memory::seq_pos_max(llama_seq_id seq_id) const {
@@ -165,81 +195,29 @@ llama_memory_context_ptr ra_memory::init_batch(llama_batch_allocr & balloc, uint
         ra_error(RA_STATUS_UNSUPPORTED, "a budgeted cache needs causal attention");
         return failed();
     }
-    std::vector<llama_ubatch> ubatches = ra_split_batch(balloc, targets(), n_ubatch, n_ctx);
+    std::vector<llama_ubatch> ubatches =
+        ra_split_batch(balloc, targets(), n_ubatch, n_ctx, stock->is_recurrent());
     if (ubatches.empty() || balloc.get_n_used() < balloc.get_n_tokens()) {
         LLAMA_LOG_ERROR("ReasonAlloc: %s\n", ra_last_error());
         return failed();
     }
-    return std::make_unique<ra_memory_context>(this, std::move(ubatches));
+    auto part = stock->init_batch(ubatches);
+    if (part == nullptr || part->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
+        ra_error(RA_STATUS_NO_MEMORY, "no room for a batch in the caches of llama.cpp");
+        LLAMA_LOG_ERROR("ReasonAlloc: %s\n", ra_last_error());
+        return failed();
+    }
+    return std::make_unique<ra_memory_context>(this, std::move(part), std::move(ubatches));
 }
 
 llama_memory_context_ptr ra_memory::init_full() {
-    return std::make_unique<ra_memory_context>(this);
+    return std::make_unique<ra_memory_context>(this, stock->init_full());
 }
 
 llama_memory_context_ptr ra_memory::init_update(llama_context * context, bool optimize) {
-    GGML_UNUSED(optimize);
     lctx = context;
     make_compressor();
-    return std::make_unique<ra_memory_context>(LLAMA_MEMORY_STATUS_NO_UPDATE);
-}
-
-std::vector<ra_part> ra_memory::parts_of(const llama_ubatch & ubatch) {
-    std::vector<ra_part> parts;
-    for (int32_t i = 0; i < (int32_t) ubatch.n_tokens; ++i) {
-        ra_storage & store = stream(ubatch.seq_id[i][0]).store;
-        if (parts.empty() || &parts.back().view.storage() != &store) {
-            parts.push_back({ ra_view(&store, false), i, 0 });
-        }
-        ++parts.back().n_tokens;
-    }
-    return parts;
-}
-
-// a piece of a prompt beside a token of every other sequence: no micro-batch takes more
-std::vector<ra_part> ra_memory::worst_parts(int32_t n_tokens) {
-    const int32_t        n_others = std::min(n_seq(), n_tokens) - 1;
-    std::vector<ra_part> parts;
-    parts.push_back({ ra_view(&stream(0).store, true), 0, n_tokens - n_others });
-    for (int32_t i = 0; i < n_others; ++i) {
-        parts.push_back({ ra_view(&stream(i + 1).store, true), n_tokens - n_others + i, 1 });
-    }
-    return parts;
-}
-
-bool ra_memory::begin_ubatch(const llama_ubatch & ubatch) {
-    const std::vector<ra_part> parts = parts_of(ubatch);
-    for (const ra_part & part : parts) {
-        const llama_seq_id seq_id = ubatch.seq_id[part.first][0];
-        const ra_cache *   c      = &state(seq_id);
-        if (ra_cache_room(c) < part.n_tokens && compress(seq_id) != RA_STATUS_OK) {
-            LLAMA_LOG_ERROR("ReasonAlloc: %s\n", ra_last_error());
-            return false;
-        }
-        if (ra_cache_room(c) < part.n_tokens) {
-            ra_error(RA_STATUS_BUDGET, "no room for %d tokens after a compression", part.n_tokens);
-            LLAMA_LOG_ERROR("ReasonAlloc: %s\n", ra_last_error());
-            return false;
-        }
-    }
-    for (const ra_part & part : parts) {
-        ra_stream & s = stream(ubatch.seq_id[part.first][0]);
-        ra_cache_append(s.store.cache.get(), ubatch.pos[part.first], part.n_tokens);
-        s.store.n_since += part.n_tokens;
-    }
-    return true;
-}
-
-bool ra_memory_context::next() {
-    return ++i_cur < ubatches.size();
-}
-
-bool ra_memory_context::apply() {
-    return ubatches.empty() || mem->begin_ubatch(ubatches[i_cur]);
-}
-
-std::vector<ra_part> ra_memory_context::parts(int32_t n_tokens) const {
-    return ubatches.empty() ? mem->worst_parts(n_tokens) : mem->parts_of(ubatches[i_cur]);
+    return std::make_unique<ra_memory_context>(stock->init_update(context, optimize));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -317,7 +295,7 @@ ra_status ra_memory::compress(llama_seq_id seq_id) {
         st               = compressor->run(s.store.target(), &n_layers);
         if (compressor->lost_rows()) {
             compressor.reset();
-            s.clear(true);
+            forget(seq_id, true);
         } else if (n_layers > 0) {
             s.store.layout_changed();
         }
@@ -341,6 +319,7 @@ void ra_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id,
             ra_state_write(io, stream(id).store);
         }
     }
+    stock->state_write(io, seq_id);
 }
 
 void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
@@ -348,13 +327,16 @@ void ra_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_stat
     try {
         for (llama_seq_id id = 0; id < n_seq(); ++id) {
             if (seq_id < 0 || id == seq_id) {
-                stream(id).clear(false);
+                forget(id, false);
                 ra_state_read(io, stream(id).store, n_ctx);
             }
         }
+        stock->state_read(io, seq_id);
     } catch (...) {
         if (seq_id < 0) {
             clear(true);
+        } else {
+            forget(seq_id, true);
         }
         throw;
     }

@@ -5,19 +5,22 @@
 #include "llama-cparams.h"
 #include "llama-memory.h"
 #include "ra_compress.h"
+#include "ra_stock.h"
 #include "ra_stream.h"
 #include "ra_view.h"
 
 #include <memory>
 #include <vector>
 
-// Appends to every head of a sequence; compresses when a segment is full. Sequences 0..n_seq_max-1, each
-// with the memory that one takes.
+// Appends to every head of a sequence, of the layers that grow; compresses when a segment is full. Sequences
+// 0..n_seq_max-1, each with the memory that one takes. Every call is forwarded to the stock part, which has
+// the other layers.
 class ra_memory : public llama_memory_i {
   public:
     // throws std::runtime_error; settings is taken over
     ra_memory(const llama_model & model, const llama_memory_params & params,
-              const llama_cparams & cparams, ra_settings * settings);
+              const llama_cparams & cparams, std::unique_ptr<ra_stock> stock,
+              ra_settings * settings);
     ~ra_memory() override;
 
     // llama_memory_i
@@ -72,6 +75,7 @@ class ra_memory : public llama_memory_i {
     const ra_stream & stream(llama_seq_id seq_id) const { return *streams[(size_t) seq_id]; }
     ra_cache &        state(llama_seq_id seq_id) { return *stream(seq_id).store.cache; }
     const ra_cache &  state(llama_seq_id seq_id) const { return *stream(seq_id).store.cache; }
+    const ra_stock &  stock_part() const { return *stock; }
 
     // for tests
 
@@ -81,9 +85,12 @@ class ra_memory : public llama_memory_i {
 
   private:
     void                   make_compressor();
+    bool                   can_drop(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    void                   forget(llama_seq_id seq_id, bool data);
     std::vector<ra_target> targets();
     int32_t                n_splits() const;
 
+    std::unique_ptr<ra_stock>               stock;
     std::vector<std::unique_ptr<ra_stream>> streams; // [n_seq_max]
 
     std::unique_ptr<ra_compressor> compressor;        // made at the first decode
@@ -95,20 +102,28 @@ class ra_memory : public llama_memory_i {
     uint32_t        n_ctx;          // positions end here
 };
 
-// A batch, or the worst case, as llama.cpp walks through it.
+// A batch, or the worst case, as llama.cpp walks through it; with the same of the stock part.
 class ra_memory_context : public ra_batch_view {
   public:
-    // status only (nothing to update, or a failure)
-    explicit ra_memory_context(llama_memory_status status) : status(status) {}
+    // a failure
+    explicit ra_memory_context(llama_memory_status status)
+        : ra_batch_view(nullptr), status(status) {}
+    // an update of the stock part
+    explicit ra_memory_context(llama_memory_context_ptr update)
+        : ra_batch_view(std::move(update)), status(stock()->get_status()) {}
     // worst case
-    explicit ra_memory_context(ra_memory * mem) : status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem) {}
+    ra_memory_context(ra_memory * mem, llama_memory_context_ptr stock)
+        : ra_batch_view(std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem) {}
     // a batch
-    ra_memory_context(ra_memory * mem, std::vector<llama_ubatch> ubatches)
-        : status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem), ubatches(std::move(ubatches)) {}
+    ra_memory_context(ra_memory * mem, llama_memory_context_ptr stock,
+                      std::vector<llama_ubatch> ubatches)
+        : ra_batch_view(std::move(stock)), status(LLAMA_MEMORY_STATUS_SUCCESS), mem(mem),
+          ubatches(std::move(ubatches)) {}
 
     bool next() override;
     bool apply() override;
 
+    bool                 has_layer(int32_t il) const override;
     std::vector<ra_part> parts(int32_t n_tokens) const override;
 
     const llama_ubatch & get_ubatch() const override { return ubatches[i_cur]; }

@@ -118,7 +118,7 @@ void ra_repacker::begin(int32_t il) {
 void ra_repacker::move(int32_t il, int32_t dst, int32_t src, int32_t n) {
     for (int i = 0; i < 2; ++i) {
         ggml_tensor * rows = pool(il, i);
-        if (ways[il][i] != GATHERED) {
+        if (rows != nullptr && ways[il][i] != GATHERED) {
             ra_move_rows(ways[il][i] == STAGED ? staging[i].data() : (uint8_t *) rows->data,
                          rows->nb[1], dst, src, n);
         }

@@ -1,6 +1,10 @@
 // ra_scorer.cpp - see ra_scorer.h
 #include "ra_scorer.h"
 
+#include "ra_graph_alibi.h"
+
+#include <cmath>
+
 ra_scorer::ra_scorer(const ra_target & target, ra_scratch & scratch)
     : target(target), scratch(scratch), graph(target) {}
 
@@ -22,6 +26,7 @@ void ra_scorer::reserve(uint32_t needs) {
     const bool needs_sum =
         needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS | RA_FEATURE_VALUE_DIST);
     size_t n_logits = 0;
+    size_t n_sinks  = 0;
     size_t dim      = 0;
     bool   is_host  = true;
     for (int32_t il = 0; il < cache().n_layer; ++il) {
@@ -32,11 +37,13 @@ void ra_scorer::reserve(uint32_t needs) {
         }
         n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * cache().n_ring * l.n_slots);
         dim      = std::max(dim, size_t(std::max(t.k->ne[0], t.v->ne[0])));
+        n_sinks  = t.sinks != nullptr ? std::max(n_sinks, size_t(t.n_head)) : n_sinks;
         is_host  = is_host && ggml_backend_buffer_is_host(t.k->buffer);
     }
     scratch.reserve(graph.build_largest(needs), "scores");
 
     ra_grow(logits, needs & RA_FEATURE_ATTN_LOGITS ? n_logits : 0);
+    sinks.reserve(needs & RA_FEATURE_ATTN_LOGITS ? n_sinks : 0);
     ra_grow(key_sim, needs & RA_FEATURE_KEY_SIM ? cache().n_slots_max : 0);
     ra_grow(key_cos, needs & RA_FEATURE_KEY_COS ? cache().n_slots_max : 0);
     ra_grow(value_norm, needs & RA_FEATURE_VALUE_NORM ? cache().n_slots_max : 0);
@@ -58,8 +65,8 @@ int64_t ra_scorer::bytes() const {
     for (const auto * values : { &newer, &older, &again, &going }) {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
-    for (const auto * values :
-         { &logits, &key_sim, &key_cos, &value_norm, &value_dist, &keys, &dim_sum, &staging }) {
+    for (const auto * values : { &logits, &sinks, &key_sim, &key_cos, &value_norm, &value_dist,
+                                 &keys, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
     return n;
@@ -119,6 +126,12 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
     place_heads(il);
     if (needs & RA_FEATURE_CENTRES) {
         place_centres(il);
+    }
+    const ra_tensors & t = tensors()[il];
+    sinks.clear();
+    if ((needs & RA_FEATURE_ATTN_LOGITS) && t.sinks != nullptr) {
+        sinks.resize(size_t(t.n_head));
+        ggml_backend_tensor_get(t.sinks, sinks.data(), 0, sinks.size() * sizeof(float));
     }
     const ra_layer & l = cache().layers[il];
     n_old.assign(l.n_head_kv, 0);
@@ -217,17 +230,24 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const ra_layer & l = cache().layers[il];
     const float *    bias =
         l.merge != nullptr && l.merge->has_bias ? l.merge->bias + l.offset[j.ih] : nullptr;
-    const int32_t n_group = tensors()[il].n_head / tensors()[il].n_head_kv;
-    const float   scale   = tensors()[il].kq_scale;
-    const float * src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
-    float *       dst     = logits.data() + logits_at[j.ih];
+    const ra_tensors &   t       = tensors()[il];
+    const int32_t        n_group = t.n_head / t.n_head_kv;
+    const ra_logit_cap & cap     = t.logit;
+    const float *        src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
+    float *              dst     = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
         const int64_t slot = obs_pos[o] % cache().n_ring;
         for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
             const float * row = src + (slot * n_group + g) * j.stride;
-            std::transform(row, row + j.n_kv, dst, [=](float x) { return scale * x; });
+            std::transform(row, row + j.n_kv, dst, [&](float x) {
+                return cap.after * (cap.cap == 0.0f ? x : cap.cap * std::tanh(cap.before * x));
+            });
             for (int32_t i = 0; bias != nullptr && i < j.n_kv; ++i) {
                 dst[i] += bias[i];
+            }
+            const float slope = t.max_alibi_bias > 0.0f ? ra_alibi_slope(t, j.ih * n_group + g) : 0;
+            for (int32_t i = 0; slope > 0.0f && i < j.n_kv; ++i) {
+                dst[i] -= slope * float(obs_pos[o] - l.pos[l.offset[j.ih] + i]);
             }
         }
     }
@@ -329,6 +349,7 @@ void ra_scorer::read(int32_t il, const ra_job & j) {
 void ra_scorer::features(ra_features * f) const {
     f->n_group      = tensors()[f->il].n_head / tensors()[f->il].n_head_kv;
     const size_t at = tokens_at[f->ih];
+    f->sinks        = sinks.empty() ? nullptr : sinks.data() + size_t(f->ih) * size_t(f->n_group);
     f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];
     f->key_sim      = key_sim.empty() ? nullptr : key_sim.data() + at;
     f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;

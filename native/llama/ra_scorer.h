@@ -59,6 +59,7 @@ class ra_scorer {
 
     std::vector<float>  logits;    // [n_head_kv][n_obs, n_group, n_kv] of the layer at hand
     std::vector<size_t> logits_at; // [n_head_kv] offset into logits
+    std::vector<float>  sinks;     // [n_head] of the layer at hand; empty: it has none
 
     // [n_slots], head after head; empty where nobody asks
     std::vector<float>  key_sim;

@@ -8,7 +8,7 @@
 #include <cstring>
 
 static constexpr uint32_t RA_STATE_MAGIC   = 0x56534152; // "RASV"
-static constexpr uint32_t RA_STATE_VERSION = 3;
+static constexpr uint32_t RA_STATE_VERSION = 4;
 
 namespace {
 // what a state must share with the cache that it is loaded into
@@ -19,8 +19,6 @@ struct ra_state_header {
     int32_t  buffer;
     int32_t  n_ring;
     int32_t  has_window;
-    int32_t  n_rot_k;
-    int32_t  n_rot_v;
     int32_t  n_state; // numbers that the policy keeps with a token
     int32_t  merge;
 };
@@ -41,6 +39,8 @@ struct ra_state_layer {
     int32_t type_v;
     int64_t row_k_bytes;
     int64_t row_v_bytes;
+    int32_t n_hadamard_k; // rows are rotated in blocks of so many values
+    int32_t n_hadamard_v;
 };
 } // namespace
 
@@ -61,9 +61,13 @@ template <typename T> static T ra_read(llama_io_read_i & io) {
 
 static ra_state_header ra_header_of(const ra_storage & store) {
     const ra_cache * c = store.cache.get();
-    return { RA_STATE_MAGIC,         RA_STATE_VERSION, c->n_layer,
-             c->settings.cfg.buffer, c->n_ring,        store.needs_window ? 1 : 0,
-             store.rot_k.n,          store.rot_v.n,    c->settings.policy->n_state,
+    return { RA_STATE_MAGIC,
+             RA_STATE_VERSION,
+             c->n_layer,
+             c->settings.cfg.buffer,
+             c->n_ring,
+             store.needs_window ? 1 : 0,
+             c->settings.policy->n_state,
              c->settings.cfg.merge };
 }
 
@@ -71,8 +75,10 @@ static ra_state_layer ra_layer_of(const ra_layer & l, const ra_tensors & t) {
     if (l.n_head_kv == 0) {
         return {};
     }
-    return { l.n_head_kv,          l.n_slots,           (int32_t) t.k->type, (int32_t) t.v->type,
-             (int64_t) t.k->nb[1], (int64_t) t.v->nb[1] };
+    return { l.n_head_kv,          l.n_slots,
+             (int32_t) t.k->type,  (int32_t) t.v->type,
+             (int64_t) t.k->nb[1], (int64_t) t.v->nb[1],
+             t.n_hadamard,         t.n_hadamard_v };
 }
 
 void ra_state_check(llama_seq_id seq_id, int32_t n_seq, llama_state_seq_flags flags) {
@@ -111,7 +117,7 @@ void ra_state_write(llama_io_write_i & io, const ra_storage & store) {
         const ra_tensors & t = store.tensors[il];
         for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
             for (ggml_tensor * pool : { t.k, t.v }) {
-                if (l.used[ih] > 0) {
+                if (l.used[ih] > 0 && pool->view_src == nullptr) {
                     io.write_tensor(pool, size_t(l.offset[ih]) * pool->nb[1],
                                     size_t(l.used[ih]) * pool->nb[1]);
                 }
@@ -219,7 +225,7 @@ void ra_state_read(llama_io_read_i & io, ra_storage & store, uint32_t n_ctx) {
             const ra_tensors & t = store.tensors[il];
             for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
                 for (ggml_tensor * pool : { t.k, t.v }) {
-                    if (l.used[ih] > 0) {
+                    if (l.used[ih] > 0 && pool->view_src == nullptr) {
                         io.read_tensor(pool, size_t(l.offset[ih]) * pool->nb[1],
                                        size_t(l.used[ih]) * pool->nb[1]);
                     }

@@ -6,20 +6,18 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
 
 // ---------------------------------------------------------------------------------------------
 // construction
 // ---------------------------------------------------------------------------------------------
 
 ra_storage::ra_storage(const llama_model & model, const llama_memory_params & params, bool offload,
-                       ra_settings * settings)
+                       const std::vector<bool> & grows, ra_settings * settings)
     : no_alloc(model.hparams.no_alloc) {
     const llama_hparams & hparams = model.hparams;
     std::vector<int32_t>  n_head_kv(hparams.n_layer());
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        n_head_kv[il] = (int32_t) hparams.n_head_kv(il);
+        n_head_kv[il] = grows[il] ? (int32_t) hparams.n_head_kv(il) : 0;
     }
     ra_cache * made = nullptr;
     if (ra_cache_init(&made, settings, (int32_t) n_head_kv.size(), n_head_kv.data()) !=
@@ -33,7 +31,6 @@ ra_storage::ra_storage(const llama_model & model, const llama_memory_params & pa
     if (!alloc_buffers()) {
         ra_throw_last();
     }
-    add_rotations(model, params);
 }
 
 void ra_storage::add_layers(const llama_model & model, const llama_memory_params & params,
@@ -54,10 +51,13 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
             bufts.push_back(buft);
             ctxs_bufs.emplace_back(nullptr, nullptr);
         }
-        shapes[il] = { device, hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), params.type_k,
-                       params.type_v };
-        tensors[il].n_head    = (int32_t) hparams.n_head(il);
-        tensors[il].n_head_kv = cache->layers[il].n_head_kv;
+        shapes[il] = {
+            device,        hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), params.type_k,
+            params.type_v, !hparams.is_mla()
+        };
+        tensors[il].n_head         = (int32_t) hparams.n_head(il);
+        tensors[il].n_head_kv      = cache->layers[il].n_head_kv;
+        tensors[il].max_alibi_bias = hparams.f_max_alibi_bias;
     }
 }
 
@@ -79,7 +79,8 @@ void ra_storage::make_tensors() {
         }
         ggml_context * ctx = ctxs_bufs[s.device].first.get();
         t.k                = ggml_new_tensor_2d(ctx, s.type_k, s.head_dim_k, l.n_slots);
-        t.v                = ggml_new_tensor_2d(ctx, s.type_v, s.head_dim_v, l.n_slots);
+        t.v = s.has_own_v ? ggml_new_tensor_2d(ctx, s.type_v, s.head_dim_v, l.n_slots)
+                          : ggml_view_2d(ctx, t.k, s.head_dim_v, l.n_slots, t.k->nb[1], 0);
         ggml_format_name(t.k, "ra_cache_k_l%zu", il);
         ggml_format_name(t.v, "ra_cache_v_l%zu", il);
         if (needs_window) {
@@ -118,45 +119,6 @@ bool ra_storage::alloc_buffers() {
     return true;
 }
 
-// Sylvester's Hadamard matrix, scaled to be orthogonal, as the stock cache uses it
-static ra_rotation ra_hadamard(int32_t n) {
-    ra_rotation rot{ n, {} };
-    for (int32_t i = 0; i < n; ++i) {
-        for (int32_t j = 0; j < n; ++j) {
-            bool odd = false;
-            for (int32_t bits = i & j; bits != 0; bits &= bits - 1) {
-                odd = !odd;
-            }
-            rot.values.push_back((odd ? -1.0f : 1.0f) / std::sqrt(float(n)));
-        }
-    }
-    return rot;
-}
-
-// as the stock cache: quantised rows are rotated, to spread outliers
-void ra_storage::add_rotations(const llama_model & model, const llama_memory_params & params) {
-    const llama_hparams & hparams = model.hparams;
-    const char *          off     = getenv("LLAMA_ATTN_ROT_DISABLE");
-    if (off != nullptr && atoi(off) != 0) {
-        return;
-    }
-    if (!hparams.is_n_embd_k_gqa_variable() && ggml_is_quantized(params.type_k) &&
-        hparams.n_embd_head_k() % 64 == 0) {
-        int32_t n = 64;
-        while (hparams.n_embd_head_k() % uint32_t(2 * n) == 0) {
-            n *= 2;
-        }
-        rot_k = ra_hadamard(n);
-        for (ra_tensors & t : tensors) {
-            t.n_hadamard = n;
-        }
-    }
-    if (!hparams.is_n_embd_v_gqa_variable() && ggml_is_quantized(params.type_v) &&
-        hparams.n_embd_head_v() % 64 == 0) {
-        rot_v = ra_hadamard(64);
-    }
-}
-
 // ---------------------------------------------------------------------------------------------
 // sizes
 // ---------------------------------------------------------------------------------------------
@@ -164,7 +126,8 @@ void ra_storage::add_rotations(const llama_model & model, const llama_memory_par
 int64_t ra_storage::kv_bytes() const {
     int64_t n = 0;
     for (const ra_tensors & t : tensors) {
-        n += t.k != nullptr ? (int64_t) (ggml_nbytes(t.k) + ggml_nbytes(t.v)) : 0;
+        n += t.k != nullptr ? (int64_t) ggml_nbytes(t.k) : 0;
+        n += t.has_own_v() ? (int64_t) ggml_nbytes(t.v) : 0;
     }
     return n;
 }
@@ -180,7 +143,8 @@ int64_t ra_storage::window_bytes() const {
 int64_t ra_storage::row_bytes() const {
     int64_t n = 0;
     for (const ra_tensors & t : tensors) {
-        n += t.k != nullptr ? (int64_t) (t.k->nb[1] + t.v->nb[1]) * t.n_head_kv : 0;
+        n += t.k != nullptr ? (int64_t) t.k->nb[1] * t.n_head_kv : 0;
+        n += t.has_own_v() ? (int64_t) t.v->nb[1] * t.n_head_kv : 0;
     }
     return n;
 }
@@ -252,12 +216,17 @@ ra_status ra_storage::copy_from(const ra_storage & src) {
             continue;
         }
         ggml_backend_tensor_copy(from.k, to.k);
-        ggml_backend_tensor_copy(from.v, to.v);
+        if (from.has_own_v()) {
+            ggml_backend_tensor_copy(from.v, to.v);
+        }
         if (from.q != nullptr) {
             ggml_backend_tensor_copy(from.q, to.q);
         }
-        to.kq_scale = from.kq_scale;
-        to.rope     = from.rope;
+        to.logit        = from.logit;
+        to.sinks        = from.sinks;
+        to.rope         = from.rope;
+        to.n_hadamard   = from.n_hadamard;
+        to.n_hadamard_v = from.n_hadamard_v;
     }
     layout_changed();
     return RA_STATUS_OK;

@@ -27,8 +27,9 @@ class ra_storage {
   public:
     // throws std::runtime_error; settings is taken over
     //   offload  each layer's tensors are on the device of the layer, else in host memory
+    //   grows [>= n_layer]  whether the layer is ours
     ra_storage(const llama_model & model, const llama_memory_params & params, bool offload,
-               ra_settings * settings);
+               const std::vector<bool> & grows, ra_settings * settings);
 
     int64_t kv_bytes() const;
     int64_t window_bytes() const;
@@ -54,20 +55,18 @@ class ra_storage {
     uint64_t                layout       = 1;     // changes whenever rows move or segments change
     int32_t                 n_since      = 0;     // tokens appended since `layout` changed
     bool                    needs_window = false; // the policy wants attention logits
-    ra_rotation             rot_k;                // of Q and K
-    ra_rotation             rot_v;
 
   private:
     void add_layers(const llama_model & model, const llama_memory_params & params, bool offload);
     void make_tensors();
     bool alloc_buffers();
-    void add_rotations(const llama_model & model, const llama_memory_params & params);
 
     // shape of the tensors of one layer
     struct shape {
         size_t    device; // index below
         int64_t   head_dim_k, head_dim_v;
         ggml_type type_k, type_v;
+        bool      has_own_v; // else V rows are the first values of K rows (MLA)
     };
 
     // one context of tensors, its buffer and the buffer's type, per device

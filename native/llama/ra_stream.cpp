@@ -6,6 +6,7 @@
 std::vector<std::unique_ptr<ra_stream>> ra_make_streams(const llama_model &         model,
                                                         const llama_memory_params & params,
                                                         const llama_cparams &       cparams,
+                                                        const std::vector<bool> &   grows,
                                                         ra_settings *               settings) {
     std::vector<std::unique_ptr<ra_stream>> streams;
     std::vector<ra_settings>                copies(cparams.n_seq_max);
@@ -18,7 +19,7 @@ std::vector<std::unique_ptr<ra_stream>> ra_make_streams(const llama_model &     
     try {
         for (size_t i = 0; i < copies.size() && st == RA_STATUS_OK; ++i) {
             streams.push_back(
-                std::make_unique<ra_stream>(model, params, cparams.offload_kqv, &copies[i]));
+                std::make_unique<ra_stream>(model, params, cparams.offload_kqv, grows, &copies[i]));
             streams.back()->store.cache->seq_id = (int32_t) i;
         }
     } catch (...) {

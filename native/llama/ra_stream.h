@@ -7,8 +7,8 @@
 
 struct ra_stream {
     ra_stream(const llama_model & model, const llama_memory_params & params, bool offload,
-              ra_settings * settings)
-        : store(model, params, offload, settings) {}
+              const std::vector<bool> & grows, ra_settings * settings)
+        : store(model, params, offload, grows, settings) {}
 
     void clear(bool data);
 
@@ -21,8 +21,10 @@ struct ra_stream {
     int64_t    compress_us = 0; // since the last clear
 };
 
-// [n_seq_max] alike. Throws std::runtime_error; settings is taken over.
+// [n_seq_max] alike; grows [n_layer_all]: the layers that are ours. Throws std::runtime_error; settings is
+// taken over.
 std::vector<std::unique_ptr<ra_stream>> ra_make_streams(const llama_model &         model,
                                                         const llama_memory_params & params,
                                                         const llama_cparams &       cparams,
+                                                        const std::vector<bool> &   grows,
                                                         ra_settings *               settings);

@@ -3,6 +3,8 @@
 
 #include "llama-model.h"
 
+#include <cstring>
+
 // architectures whose cache or graph is more than one plain attention cache, although their
 // hyper-parameters do not show it
 static bool ra_arch_is_special(llm_arch arch) {
@@ -30,23 +32,8 @@ static const char * ra_unsupported_feature(const llama_model & model) {
     if (llm_arch_is_recurrent(model.arch)) {
         return "it is recurrent and has no attention cache";
     }
-    if (llm_arch_is_hybrid(model.arch)) {
-        return "it mixes attention with recurrent layers";
-    }
-    if (hp.swa_type != LLAMA_SWA_TYPE_NONE) {
-        return "it uses sliding-window attention";
-    }
-    if (hp.is_mla()) {
-        return "it uses multi-head latent attention (MLA)";
-    }
     if (!hp.causal_attn || llama_model_has_encoder(&model) || ra_arch_is_special(model.arch)) {
         return "it does not keep one plain causal attention cache";
-    }
-    if (hp.use_alibi || hp.f_max_alibi_bias > 0.0f) {
-        return "it uses ALiBi position biases";
-    }
-    if (hp.n_pos_per_embd() > 1) {
-        return "it uses multi-dimensional positions (M-RoPE)";
     }
     if (hp.ple_n_heads > 0 || hp.router_layer >= 0) {
         return "its graph reads the cache in its own way";
@@ -107,7 +94,8 @@ ra_status ra_check_model(const llama_model & model, int32_t type_k, int32_t type
     return RA_STATUS_OK;
 }
 
-ra_status ra_check_policy(const llama_model & model, const ra_settings & settings) {
+ra_status ra_check_policy(const llama_model & model, const ra_settings & settings,
+                          const std::vector<bool> & grows) {
     const llama_hparams & hp   = model.hparams;
     const char *          name = settings.policy->name;
     if ((settings.policy->needs & RA_FEATURE_CENTRES) == 0) {
@@ -121,7 +109,7 @@ ra_status ra_check_policy(const llama_model & model, const ra_settings & setting
     }
     size_t n = 0;
     for (uint32_t il = 0; il < hp.n_layer(); ++il) {
-        n += hp.n_head_kv(il) == 0
+        n += hp.n_head_kv(il) == 0 || !grows[il]
                  ? 0
                  : size_t(hp.n_head(il)) * size_t(ra_centre_values((int32_t) hp.n_embd_head_k(il)));
     }
@@ -130,6 +118,23 @@ ra_status ra_check_policy(const llama_model & model, const ra_settings & setting
                         "policy '%s' needs the query centres of this model: calibrate a profile "
                         "with reasonalloc-profile (%zu numbers given, the model has %zu)",
                         name, settings.cfg.n_centres, n);
+    }
+    return RA_STATUS_OK;
+}
+
+ra_status ra_check_devices(const llama_model & model) {
+    if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return ra_error(RA_STATUS_UNSUPPORTED,
+                        "a budgeted cache cannot be split tensor by tensor over devices: split the "
+                        "model by layers");
+    }
+    for (const llama_device & device : model.devices) {
+        const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(device.dev);
+        if (strcmp(ggml_backend_reg_name(reg), "RPC") == 0) {
+            return ra_error(RA_STATUS_UNSUPPORTED,
+                            "a budgeted cache on a device of another machine (RPC) is not "
+                            "supported: run the model without RPC devices or without a budget");
+        }
     }
     return RA_STATUS_OK;
 }

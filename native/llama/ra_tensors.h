@@ -6,16 +6,29 @@
 #include <cstdint>
 #include <vector>
 
+// from a product q.k to the logit of attention: after * cap * tanh(before * x); cap 0: after * x
+struct ra_logit_cap {
+    float before = 0.0f;
+    float cap    = 0.0f;
+    float after  = 0.0f;
+};
+
 // the tensors of one layer with attention
 struct ra_tensors {
     ggml_tensor * k = nullptr; // [head_dim_k, n_slots] type_k
-    ggml_tensor * v = nullptr; // [head_dim_v, n_slots] type_v
+    ggml_tensor * v = nullptr; // [head_dim_v, n_slots] type_v; MLA: the first values of k
     ggml_tensor * q = nullptr; // [head_dim_k * n_head, n_ring] f32 or q8_0, slot = pos % n_ring
-    int32_t       n_head    = 0;
-    int32_t       n_head_kv = 0;
-    float         kq_scale  = 0.0f; // as the model's graph applies it
-    ra_rope_op    rope;             // likewise, of the keys; known where the policy asks for it
-    int32_t       n_hadamard = 0;   // K rows are rotated in blocks of so many values; 0: not at all
+    float         max_alibi_bias = 0.0f; // biases by distance (ra_alibi_slope()); 0: none
+    int32_t       n_head         = 0;
+    int32_t       n_head_kv      = 0;
+    // as the model's graph has it
+    ra_logit_cap  logit;            // of attention
+    ggml_tensor * sinks = nullptr;  // [n_head] f32, a weight; NULL: none
+    ra_rope_op    rope;             // of the keys; known where the policy asks for it
+    int32_t       n_hadamard   = 0; // K rows are rotated in blocks of so many values, 0: not at all
+    int32_t       n_hadamard_v = 0; // likewise V rows
+
+    bool has_own_v() const { return v != nullptr && v->view_src == nullptr; }
 };
 
 struct ra_cache;
@@ -24,10 +37,4 @@ struct ra_cache;
 struct ra_target {
     ra_cache *                      cache   = nullptr;
     const std::vector<ra_tensors> * tensors = nullptr; // [n_layer]
-};
-
-// a Hadamard rotation of rows, in blocks of n values; n = 0: none
-struct ra_rotation {
-    int32_t            n = 0;
-    std::vector<float> values; // [n, n]
 };

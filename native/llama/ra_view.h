@@ -36,9 +36,34 @@ struct ra_part {
     int32_t n_tokens;
 };
 
+class ra_batch_view;
+
+// What graphs are given of a batch: the context of a stock memory, which is this as well.
+struct ra_stock_context {
+    virtual ~ra_stock_context() = default;
+
+    const ra_batch_view * batch = nullptr; // that it is the stock part of
+};
+
 class ra_batch_view : public llama_memory_context_i {
   public:
+    // stock_part: NULL for a context that no graph is built from
+    explicit ra_batch_view(llama_memory_context_ptr stock_part)
+        : stock_context(std::move(stock_part)) {
+        if (auto * part = dynamic_cast<ra_stock_context *>(stock())) {
+            part->batch = this;
+        }
+    }
+
+    // what graphs see of the layers that are not ours
+    llama_memory_context_i * stock() const { return stock_context.get(); }
+
+    // whether layer il is ours
+    virtual bool has_layer(int32_t il) const = 0;
     // the parts of the micro-batch at hand, in order; each sequence has one. n_tokens: of the micro-batch,
     // which the worst case takes for parts of its own.
     virtual std::vector<ra_part> parts(int32_t n_tokens) const = 0;
+
+  private:
+    llama_memory_context_ptr stock_context;
 };

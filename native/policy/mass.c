@@ -25,7 +25,7 @@ void ra_attention_mass(const ra_features * f, float * out) {
             for (int32_t j = 0; j < n; ++j) {
                 row[j] = logits[j];
             }
-            ra_softmax(n, row);
+            ra_softmax_sink(n, row, ra_sink_of(f, g));
             for (int32_t j = 0; j < n; ++j) {
                 out[j] += row[j];
             }

@@ -11,6 +11,8 @@
 
 #include "core.h"
 
+#include <math.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -52,7 +54,9 @@ typedef struct ra_features {
     const int32_t * pos;      /* [n_kv] positions, ascending */
     const int32_t * obs_pos;  /* [n_obs] positions of the queries, ascending */
 
-    const float * attn_logits; /* [n_obs, n_group, n_kv] kq_scale * q.k + bias, not masked */
+    const float * attn_logits; /* [n_obs, n_group, n_kv] as the model attends, with its soft cap and
+                                * biases, not masked */
+    const float * sinks;       /* [n_group] logits of attention sinks; NULL: the model has none */
     const float * key_sim;     /* [n_kv] mean thinned cosine, see core/alike.c */
     const float * key_cos;     /* [n_kv] mean cosine with all keys of the head, itself included */
     const float * value_norm;  /* [n_kv] Euclidean norms of the V rows */
@@ -98,7 +102,8 @@ typedef struct ra_policy {
 
 /* Attention importance of R-KV and SnapKV, shared (importance.c).
  * out [n_cand], n_cand = n_kv - n_window: softmax over the tokens outside the window of the
- * group-maximum of attn_logits, mean over the n_obs queries, max-pooled (cfg->pool_kernel). Zeros
+ * group-maximum of attn_logits (and of the sinks), mean over the n_obs queries, max-pooled
+ * (cfg->pool_kernel). Zeros
  * when n_obs == 0. Uses f->work[0 .. 2*n_kv). */
 void ra_importance(const ra_config * cfg, const ra_features * f, float * out);
 
@@ -106,6 +111,11 @@ void ra_importance(const ra_config * cfg, const ra_features * f, float * out);
  * query heads of the group of the softmax over what the query sees. Zeros for a token that no query
  * sees. Uses f->work[0 .. 2*n_kv). */
 void ra_attention_mass(const ra_features * f, float * out);
+
+/* Logit of the sink of query head g of the group; -INFINITY: there is none. */
+static inline float ra_sink_of(const ra_features * f, int32_t g) {
+    return f->sinks != NULL ? f->sinks[g] : -INFINITY;
+}
 
 /* Numbers that ra_config.centres has per query head. */
 static inline int32_t ra_centre_values(int32_t head_dim) {

@@ -28,7 +28,7 @@ void ra_policy_h2o_score(const ra_config * cfg, const ra_features * f, float * s
             for (int32_t j = 0; j < n_seen; ++j) {
                 row[j] = logits[j];
             }
-            ra_softmax(n_seen, row);
+            ra_softmax_sink(n_seen, row, ra_sink_of(f, g));
             for (int32_t j = 0; j < n_seen; ++j) {
                 score[j] += row[j] / (float) f->n_group;
             }
