@@ -53,6 +53,13 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
     help="Most texts that wait; then requests are refused with 429.",
 )
 @click.option(
+    "--checkpoints",
+    type=click.IntRange(0, 1 << 20),
+    default=256,
+    show_default=True,
+    help="MiB of RAM for snapshots: a prompt that begins as an earlier one is not read anew.",
+)
+@click.option(
     "--api-key",
     envvar="REASONALLOC_API_KEY",
     help="What callers must send (Authorization: Bearer KEY); also from REASONALLOC_API_KEY.",
@@ -124,13 +131,15 @@ def _serve(options: RunOptions, arguments: dict[str, Any]) -> int:
     names = ("host", "port", "n_queue", "api_key", "max_body", "grace")
     serving = ServeOptions(
         name=arguments["alias"] or options.model.stem,
+        checkpoints=arguments["checkpoints"] << 20,
         **{name: arguments[name] for name in names},
     )
     with LogCapture(forward=options.verbose, all_threads=True):
         plan = plan_run(options, None)
         options = settle(options, plan)
         n_ctx = plan.n_ctx * (n_parallel if options.config is None else 1)
-        with ReasonLlama(**session_arguments(options, plan, n_ctx), n_seq_max=n_parallel) as llama:
+        asked = session_arguments(options, plan, n_ctx)
+        with ReasonLlama(**asked, n_seq_max=n_parallel) as llama:
             serve(llama, serving, click.echo)
     return 0
 

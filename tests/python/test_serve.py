@@ -148,6 +148,21 @@ def test_several_choices_read_the_prompt_once(server) -> None:
     assert both[0]["text"] == both[1]["text"] != both[2]["text"] == both[3]["text"]
 
 
+def test_prompts_that_begin_alike_are_read_once(server) -> None:
+    prompt = "So " * 100
+    first = server.text(prompt + "one", max_tokens=20, **GREEDY)
+    before = server.metrics()
+    second = server.text(prompt + "two", max_tokens=20, **GREEDY)
+    after = server.metrics()
+    n_cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert n_cached >= 80
+    n_read = after["prompt_tokens_total"] - before["prompt_tokens_total"]
+    assert n_read == second["usage"]["prompt_tokens"] - n_cached
+    assert after["checkpoint_bytes"] > 0
+    again = server.text(prompt + "one", max_tokens=20, **GREEDY)
+    assert again["choices"] == first["choices"]
+
+
 # --- log-probabilities ---------------------------------------------------------------------------
 
 
@@ -458,7 +473,7 @@ def test_a_storm_of_requests(server) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_thousand_requests_leave_memory_as_it_was() -> None:
-    with serving("demo", *CACHE) as server:
+    with serving("demo", *CACHE, "--checkpoints", 16) as server:
         expected = server.text(PROMPTS[0], max_tokens=50, **GREEDY)["choices"]
         storm(server, 250, seed=2)
         before = server.resident()
