@@ -105,12 +105,11 @@ def main(**arguments: Any) -> int:
 
 def _filled(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments with those of reasonalloc-run that a server has no use for."""
-    from ..session.steering import Sampling
+    from .run import main as run_main
 
-    sampling = {field.name: field.default for field in dataclasses.fields(Sampling)}
-    unused = {"think": None, "think_start": None, "think_end": None, "trace": None}
-    plain = {"max_tokens": 0, "raw": False, "template_vars": (), "dry_run": False, "temp": None}
-    return {**sampling, **unused, **plain, "prompt_file": None, **arguments}
+    words = [arguments["model"]]
+    given = run_main.make_context("reasonalloc-run", words, resilient_parsing=True)
+    return {**given.params, **arguments}
 
 
 def _stock_ctx(options: RunOptions) -> int:

@@ -132,6 +132,26 @@ class Planner:
         """Return the tokens of a text; control tokens that it spells out are taken as such."""
         return tokenize(self._model, text.encode("utf-8", errors="replace"), add_special)
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens spelled out.
+
+        Raises
+        ------
+        ApiError
+            There is no such token.
+        """
+        self._check_tokens(tokens)
+        return b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace")
+
+    def tokenizer_info(self) -> dict[str, str | None]:
+        """Return the tokens at which texts begin and end, and the chat template."""
+        ends = {"bos_token": self._model.token_bos(), "eos_token": self._model.token_eos()}
+        spelled = {name: self.text_of([t]) if t >= 0 else None for name, t in ends.items()}
+        template = chat_template(self._model)
+        if template is not None:
+            template = template.encode("utf-8", errors="replace").decode("utf-8")
+        return {**spelled, "pad_token": None, "chat_template": template}
+
     def completion(self, body: CompletionBody) -> Work:
         """Return the work of /v1/completions.
 
@@ -150,9 +170,8 @@ class Planner:
                 texts.append(given)
             else:
                 tokens = list(given)
-                self._check_tokens(tokens)
                 added.append(0)
-                texts.append(b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace"))
+                texts.append(self.text_of(tokens))
             prompts.append(self._fitting(tokens, body.max_tokens))
         asks_prompt = body.echo and body.logprobs is not None
         work = self._work(body, prompts, body.max_tokens, body.logprobs, asks_prompt, None)

@@ -149,13 +149,13 @@ def test_several_choices_read_the_prompt_once(server) -> None:
 
 
 def test_prompts_that_begin_alike_are_read_once(server) -> None:
-    prompt = "So " * 100
+    prompt = "So " * 20
     first = server.text(prompt + "one", max_tokens=20, **GREEDY)
     before = server.metrics()
     second = server.text(prompt + "two", max_tokens=20, **GREEDY)
     after = server.metrics()
     n_cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
-    assert n_cached >= 80
+    assert n_cached >= 48
     n_read = after["prompt_tokens_total"] - before["prompt_tokens_total"]
     assert n_read == second["usage"]["prompt_tokens"] - n_cached
     assert after["checkpoint_bytes"] > 0
@@ -181,6 +181,8 @@ def test_log_probabilities_of_a_chat(client, server) -> None:
 def test_what_an_evaluation_asks_for(server) -> None:
     """As lm-eval-harness computes a loglikelihood: tokens in, echo, log-probabilities."""
     tokens = [server.post("/tokenize", prompt=prompt).json()["tokens"] for prompt in PROMPTS[:4]]
+    assert server.post("/detokenize", tokens=tokens[0]).json()["prompt"].endswith(PROMPTS[0])
+    assert {"bos_token", "eos_token"} <= set(httpx.get(f"{server.url}/tokenizer_info").json())
     options = {"max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True, **GREEDY}
     done = server.text(tokens, **options)
     for choice, prompt in zip(done["choices"], tokens):
