@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,11 @@ from .schema import Tool
 
 #: Longest grammar, characters: a step waits while one is read.
 MAX_GRAMMAR = 65536
+#: Deepest nesting of its parentheses: llama.cpp reads them recursively, on a thread's stack.
+MAX_DEPTH = 200
+
+# a literal, a set of characters, a comment: parentheses in them do not nest
+_FLAT = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
 
 
 def asked_grammar(body: Any, tool: Tool | None) -> LlamaGrammar | None:
@@ -38,7 +44,17 @@ def asked_grammar(body: Any, tool: Tool | None) -> LlamaGrammar | None:
     param, text = asked[0]
     if len(text) > MAX_GRAMMAR:
         raise bad_value(f"the grammar is longer than {MAX_GRAMMAR} characters", param)
+    if _depth(text) > MAX_DEPTH:
+        raise bad_value(f"the grammar is nested deeper than {MAX_DEPTH}", param)
     return LlamaGrammar.from_string(text, verbose=False)
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in _FLAT.sub("", text):
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _format_grammar(asked: Mapping[str, Any]) -> str | None:

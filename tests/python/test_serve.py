@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -283,6 +284,10 @@ HELLO = [{"role": "user", "content": "hello"}]
         (TEXT, {"prompt": []}, "the prompt is empty"),
         (TEXT, {"prompt": [1, 10**7]}, "there is no token 10000000"),
         (TEXT, {"prompt": "x", "grammar": "root ::= ("}, "grammar cannot be read"),
+        (TEXT, {"prompt": "x", "grammar": "root ::= " + "(" * 30000}, "nested deeper"),
+        (TEXT, {"prompt": "x", "grammar": 'root ::= (")" ' * 9000}, "longer than"),
+        (TEXT, {"prompt": "x", "grammar": "root ::= " + '(")" ' * 9000}, "nested deeper"),
+        (TEXT, {"prompt": "x", "grammar": "root ::= root"}, "grammar cannot be read"),
         (TEXT, {"prompt": "x", "logit_bias": {"x": 1}}, "there is no token 'x'"),
         (TEXT, {"prompt": "x", "best_of": 2}, "best_of"),
         (TEXT, {"prompt": "x", "suffix": "y"}, "suffix"),
@@ -483,3 +488,32 @@ def test_a_thousand_requests_leave_memory_as_it_was() -> None:
             storm(server, 250, seed=3 + part)
         assert server.resident() < before + (8 << 20)
         assert server.text(PROMPTS[0], max_tokens=50, **GREEDY)["choices"] == expected
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_programs_of_the_page_run(server, tmp_path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.+?)```", page, flags=re.DOTALL)
+    assert len(programs) == 2
+    for program in programs:
+        text = program.replace("http://127.0.0.1:8000", server.url)
+        # tests share the processors: threads that wait for each other take minutes then
+        text = text.replace("n_seq_max=4", "n_seq_max=4, n_threads=1, n_threads_batch=1")
+        command = [sys.executable, "-c", text]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout) > 40
+    body = re.search(r"curl .+? -d '(.+?)'", page, flags=re.DOTALL)[1]
+    answer = server.post(CHAT, **json.loads(body)).json()["choices"][0]["message"]
+    assert "eight" in answer["content"]
+
+
+def test_lm_evals_task_is_what_its_script_writes(tmp_path) -> None:
+    folder = ROOT / "examples" / "lm-eval"
+    copy = tmp_path / "make_steps.py"
+    copy.write_text((folder / "make_steps.py").read_text(encoding="utf-8"), encoding="utf-8")
+    subprocess.run([sys.executable, str(copy)], check=True, timeout=PATIENCE, cwd=ROOT)
+    written = (tmp_path / "demo_steps.jsonl").read_bytes()
+    assert written == (folder / "demo_steps.jsonl").read_bytes()
