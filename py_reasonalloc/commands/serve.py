@@ -53,6 +53,13 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
     help="Most texts that wait; then requests are refused with 429.",
 )
 @click.option(
+    "--checkpoints",
+    type=click.IntRange(0, 1 << 20),
+    default=256,
+    show_default=True,
+    help="MiB of RAM for snapshots: a prompt that begins as an earlier one is not read anew.",
+)
+@click.option(
     "--api-key",
     envvar="REASONALLOC_API_KEY",
     help="What callers must send (Authorization: Bearer KEY); also from REASONALLOC_API_KEY.",
@@ -98,12 +105,11 @@ def main(**arguments: Any) -> int:
 
 def _filled(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments with those of reasonalloc-run that a server has no use for."""
-    from ..session.steering import Sampling
+    from .run import main as run_main
 
-    sampling = {field.name: field.default for field in dataclasses.fields(Sampling)}
-    unused = {"think": None, "think_start": None, "think_end": None, "trace": None}
-    plain = {"max_tokens": 0, "raw": False, "template_vars": (), "dry_run": False, "temp": None}
-    return {**sampling, **unused, **plain, "prompt_file": None, **arguments}
+    words = [arguments["model"]]
+    given = run_main.make_context("reasonalloc-run", words, resilient_parsing=True)
+    return {**given.params, **arguments}
 
 
 def _stock_ctx(options: RunOptions) -> int:
@@ -124,13 +130,15 @@ def _serve(options: RunOptions, arguments: dict[str, Any]) -> int:
     names = ("host", "port", "n_queue", "api_key", "max_body", "grace")
     serving = ServeOptions(
         name=arguments["alias"] or options.model.stem,
+        checkpoints=arguments["checkpoints"] << 20,
         **{name: arguments[name] for name in names},
     )
     with LogCapture(forward=options.verbose, all_threads=True):
         plan = plan_run(options, None)
         options = settle(options, plan)
         n_ctx = plan.n_ctx * (n_parallel if options.config is None else 1)
-        with ReasonLlama(**session_arguments(options, plan, n_ctx), n_seq_max=n_parallel) as llama:
+        asked = session_arguments(options, plan, n_ctx)
+        with ReasonLlama(**asked, n_seq_max=n_parallel) as llama:
             serve(llama, serving, click.echo)
     return 0
 

@@ -20,7 +20,7 @@ from .engine import Engine, Job
 from .errors import ApiError, error_body
 from .metrics import Metrics
 from .outside import Outside, error_answer
-from .schema import ChatBody, CompletionBody, TokenizeBody
+from .schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from .text import Delta
 from .work import Planner, Work
 
@@ -168,11 +168,6 @@ def make_app(
             raise ApiError(404, message, code="model_not_found", param="model")
         return _model(planner, engine)
 
-    @app.post("/tokenize")
-    async def tokenize(body: TokenizeBody) -> Any:
-        tokens = await run_in_threadpool(planner.tokens_of, body.prompt, body.add_special_tokens)
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": engine.n_ctx}
-
     @app.get("/health")
     async def health() -> Response:
         if engine.is_alive:
@@ -183,8 +178,26 @@ def make_app(
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)
 
+    _add_tokenizer(app, planner, engine.n_ctx)
     _add_errors(app)
     return Outside(app, metrics, api_key, max_body)
+
+
+def _add_tokenizer(app: FastAPI, planner: Planner, n_ctx: int) -> None:
+    """Add what lm-eval-harness takes for a tokenizer: the paths and fields are vLLM's."""
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> Any:
+        return planner.tokenizer_info()
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> Any:
+        tokens = await run_in_threadpool(planner.tokens_of, body.prompt, body.add_special_tokens)
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": n_ctx}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> Any:
+        return {"prompt": planner.text_of(body.tokens)}
 
 
 def _model(planner: Planner, engine: Engine) -> dict[str, Any]:

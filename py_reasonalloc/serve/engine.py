@@ -14,6 +14,7 @@ from typing import Any
 from ..engine.errors import ConfigError, ContextFullError, ReasonAllocError
 from ..session.sequences.budgets import sequence_stats
 from ..session.sequences.chain import FAILED, INTERRUPTED, STOP, Chain, Event
+from ..session.sequences.prefixes import Prefixes
 from ..session.sequences.scheduler import Sequences
 from .errors import ApiError, bad_value, busy, closing
 from .text import Delta
@@ -84,7 +85,7 @@ class Engine:
         Snapshots shared by requests whose prompts begin alike.
     """
 
-    def __init__(self, llama: Any, n_queue: int, prefixes: Any = None) -> None:
+    def __init__(self, llama: Any, n_queue: int, prefixes: Prefixes | None = None) -> None:
         self._llama = llama
         self._sequences = Sequences(llama, prefixes=prefixes)
         self.n_parallel, self.n_ctx = self._sequences.n_seq_max, self._sequences.n_ctx
@@ -97,6 +98,7 @@ class Engine:
         self._seconds = 1.0  # that a job takes, on average
         self._tokens: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self.failure: str | None = None
+        self.prefixes = prefixes
         memory = llama.memory_use()
         self.cache_bytes = int(memory.context_bytes)
         self.weights_bytes = int(memory.model_bytes)

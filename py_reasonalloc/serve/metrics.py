@@ -49,6 +49,10 @@ class _EngineCollector(Collector):
         sizes = {
             "sequences": (engine.n_parallel, "Texts that are decoded side by side."),
             "cache_bytes": (engine.cache_bytes, "Allocated for the cache of all sequences."),
+            "checkpoint_bytes": (
+                0 if engine.prefixes is None else engine.prefixes.store.n_bytes,
+                "Of snapshots that requests share.",
+            ),
             "weights_bytes": (engine.weights_bytes, "Of the model's weights."),
         }
         for name, (value, text) in sizes.items():

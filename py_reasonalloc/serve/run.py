@@ -15,6 +15,8 @@ from typing import Any
 import uvicorn
 
 from ..engine.errors import ConfigError
+from ..session.checkpoints import DEFAULT_BYTES
+from ..session.sequences.prefixes import Prefixes
 from .app import MAX_BODY, make_app
 from .engine import Engine
 from .work import Planner
@@ -32,6 +34,8 @@ class ServeOptions:
         Where to listen; port 0: any that is free.
     n_queue : int
         Most texts that wait beside those that run.
+    checkpoints : int
+        Bytes of RAM for snapshots that requests share; needs a budget. 0: none.
     api_key : str or None
         What callers must bring.
     max_body : int
@@ -44,6 +48,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     n_queue: int = 64
+    checkpoints: int = DEFAULT_BYTES
     api_key: str | None = None
     max_body: int = MAX_BODY
     grace: float = 5.0
@@ -116,7 +121,10 @@ def serve(llama: Any, options: ServeOptions, say: Callable[[str], None]) -> None
         It cannot listen there.
     """
     bound = listen(options.host, options.port)
-    engine = Engine(llama, options.n_queue)
+    prefixes = None
+    if llama.config is not None and options.checkpoints > 0:
+        prefixes = Prefixes(llama, options.checkpoints)
+    engine = Engine(llama, options.n_queue, prefixes)
     planner = Planner(llama, options.name, engine.n_ctx)
     app = make_app(engine, planner, options.api_key, options.max_body)
     config = uvicorn.Config(

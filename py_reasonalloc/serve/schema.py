@@ -137,3 +137,11 @@ class TokenizeBody(BaseModel):
     model: Optional[str] = None
     prompt: str
     add_special_tokens: bool = True
+
+
+class DetokenizeBody(BaseModel):
+    """Body of /detokenize."""
+
+    model_config = _STRICT
+    model: Optional[str] = None
+    tokens: List[int]

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_cpp import LlamaGrammar, llama_grammar
 from llama_cpp import llama_cpp as bindings
 
 from ..engine import bindings as c
@@ -22,11 +21,9 @@ from ..session.sequences.request import Request
 from ..session.steering import Sampling
 from ..session.thinking import TAGS, ThinkLimit, thinking_tags
 from .errors import ApiError, bad_value, too_long
+from .grammar import asked_grammar
 from .schema import ChatBody, CompletionBody, Tool
 from .text import Writer
-
-#: Longest grammar, characters: a step waits while one is read.
-MAX_GRAMMAR = 65536
 
 #: Most choices of a request.
 MAX_CHOICES = 128
@@ -135,6 +132,26 @@ class Planner:
         """Return the tokens of a text; control tokens that it spells out are taken as such."""
         return tokenize(self._model, text.encode("utf-8", errors="replace"), add_special)
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens spelled out.
+
+        Raises
+        ------
+        ApiError
+            There is no such token.
+        """
+        self._check_tokens(tokens)
+        return b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace")
+
+    def tokenizer_info(self) -> dict[str, str | None]:
+        """Return the tokens at which texts begin and end, and the chat template."""
+        ends = {"bos_token": self._model.token_bos(), "eos_token": self._model.token_eos()}
+        spelled = {name: self.text_of([t]) if t >= 0 else None for name, t in ends.items()}
+        template = chat_template(self._model)
+        if template is not None:
+            template = template.encode("utf-8", errors="replace").decode("utf-8")
+        return {**spelled, "pad_token": None, "chat_template": template}
+
     def completion(self, body: CompletionBody) -> Work:
         """Return the work of /v1/completions.
 
@@ -153,9 +170,8 @@ class Planner:
                 texts.append(given)
             else:
                 tokens = list(given)
-                self._check_tokens(tokens)
                 added.append(0)
-                texts.append(b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace"))
+                texts.append(self.text_of(tokens))
             prompts.append(self._fitting(tokens, body.max_tokens))
         asks_prompt = body.echo and body.logprobs is not None
         work = self._work(body, prompts, body.max_tokens, body.logprobs, asks_prompt, None)
@@ -263,7 +279,7 @@ class Planner:
         n = body.n or 1
         if n * len(prompts) > MAX_CHOICES:
             raise bad_value(f"n: a request has at most {MAX_CHOICES} choices", "n")
-        sampling, grammar = _sampling(body), _grammar(body, tool)
+        sampling, grammar = _sampling(body), asked_grammar(body, tool)
         bias = self._bias(body.logit_bias)
         is_chat = isinstance(body, ChatBody)
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
@@ -376,50 +392,3 @@ def _sampling(body: Any) -> Sampling:
 def _draw(body: Any) -> dict[str, Any]:
     names = ("top_k", "min_p", "mirostat_mode", "mirostat_tau", "mirostat_eta")
     return {name: getattr(body, name) for name in names}
-
-
-def _grammar(body: Any, tool: Tool | None) -> LlamaGrammar | None:
-    """Return what a text must follow: a grammar, a JSON schema, or a tool's parameters."""
-    asked = []
-    if body.grammar:
-        asked.append(("grammar", body.grammar))
-    if body.response_format is not None:
-        asked.append(("response_format", _format_grammar(body.response_format)))
-    if tool is not None:
-        asked.append(("tools", _schema_grammar(tool.function.parameters, "tools")))
-    asked = [(param, text) for param, text in asked if text is not None]
-    if not asked:
-        return None
-    if len(asked) > 1:
-        raise bad_value(f"{asked[0][0]} and {asked[1][0]} exclude each other", asked[1][0])
-    param, text = asked[0]
-    if len(text) > MAX_GRAMMAR:
-        raise bad_value(f"the grammar is longer than {MAX_GRAMMAR} characters", param)
-    return LlamaGrammar.from_string(text, verbose=False)
-
-
-def _format_grammar(asked: Mapping[str, Any]) -> str | None:
-    kind = asked.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        schema = asked.get("schema")
-        json_gbnf: str = llama_grammar.JSON_GBNF
-        return json_gbnf if schema is None else _schema_grammar(schema, "response_format")
-    if kind == "json_schema":
-        holder = asked.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else None
-        return _schema_grammar(schema, "response_format")
-    message = "response_format.type must be text, json_object or json_schema"
-    raise bad_value(message, "response_format")
-
-
-def _schema_grammar(schema: Any, param: str) -> str:
-    if not isinstance(schema, (dict, bool)):
-        raise bad_value(f"{param} has no JSON schema", param)
-    try:
-        grammar: str = llama_grammar.json_schema_to_gbnf(json.dumps(schema))
-    except Exception as error:  # noqa: BLE001 - the bindings raise what comes
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise bad_value(f"{param}: the JSON schema cannot be read ({reason})", param) from None
-    return grammar

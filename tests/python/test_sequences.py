@@ -14,6 +14,7 @@ from llama_cpp import llama_cpp as bindings
 from py_reasonalloc import ConfigError, ContextFullError, ReasonLlama
 from py_reasonalloc.engine.prompts import encode_prompt
 from py_reasonalloc.session.generate import Generation
+from py_reasonalloc.session.sequences.prefixes import Prefixes
 from py_reasonalloc.session.sequences.request import Request
 from py_reasonalloc.session.sequences.scheduler import Sequences
 from py_reasonalloc.session.steering import Sampling
@@ -458,3 +459,32 @@ def test_a_number_of_sequences_that_cannot_be(make_gguf, n) -> None:
         ReasonLlama(make_gguf(), None, n_ctx=64, n_seq_max=n)
     with pytest.raises(ConfigError, match="embedding"):
         ReasonLlama(make_gguf(), None, n_ctx=64, n_seq_max=2, embedding=True)
+
+
+# --- snapshots -----------------------------------------------------------------------------------
+
+
+def test_prompts_that_begin_alike_go_on_from_snapshots(llama, alone) -> None:
+    if llama.config is None:
+        pytest.skip("snapshots are for budgets")
+    rng = random.Random(11)
+    common = tuple(rng.randrange(60, 100) for _ in range(150))
+    prompts = [
+        common[:n] + tuple(rng.randrange(60, 100) for _ in range(rng.randrange(1, 60)))
+        for n in (150, 150, 100, 149, 30, 150)
+    ]
+    requests = [Request(prompt, 20, GREEDY) for prompt in prompts]
+    expected = [alone(request) for request in requests]
+    prefixes = Prefixes(llama, 64 << 20)
+    with Sequences(llama, prefixes=prefixes) as sequences:
+        first = sequences.add(requests[0])
+        finish(sequences)
+        assert (first.tokens, first.n_reused) == (expected[0], 0)
+        assert len(prefixes.store) > 0
+        chains = [sequences.add(request) for request in [*requests, requests[0]]]
+        finish(sequences)
+        got = [chain.tokens for chain in chains]
+        n_reused = [chain.n_reused for chain in chains]
+    assert got == [*expected, expected[0]]
+    assert n_reused[0] > 0
+    assert 0 < sum(n_reused) == sequences.counts.n_reused

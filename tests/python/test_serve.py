@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -148,6 +149,21 @@ def test_several_choices_read_the_prompt_once(server) -> None:
     assert both[0]["text"] == both[1]["text"] != both[2]["text"] == both[3]["text"]
 
 
+def test_prompts_that_begin_alike_are_read_once(server) -> None:
+    prompt = "So " * 20
+    first = server.text(prompt + "one", max_tokens=20, **GREEDY)
+    before = server.metrics()
+    second = server.text(prompt + "two", max_tokens=20, **GREEDY)
+    after = server.metrics()
+    n_cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert n_cached >= 48
+    n_read = after["prompt_tokens_total"] - before["prompt_tokens_total"]
+    assert n_read == second["usage"]["prompt_tokens"] - n_cached
+    assert after["checkpoint_bytes"] > 0
+    again = server.text(prompt + "one", max_tokens=20, **GREEDY)
+    assert again["choices"] == first["choices"]
+
+
 # --- log-probabilities ---------------------------------------------------------------------------
 
 
@@ -166,6 +182,8 @@ def test_log_probabilities_of_a_chat(client, server) -> None:
 def test_what_an_evaluation_asks_for(server) -> None:
     """As lm-eval-harness computes a loglikelihood: tokens in, echo, log-probabilities."""
     tokens = [server.post("/tokenize", prompt=prompt).json()["tokens"] for prompt in PROMPTS[:4]]
+    assert server.post("/detokenize", tokens=tokens[0]).json()["prompt"].endswith(PROMPTS[0])
+    assert {"bos_token", "eos_token"} <= set(httpx.get(f"{server.url}/tokenizer_info").json())
     options = {"max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True, **GREEDY}
     done = server.text(tokens, **options)
     for choice, prompt in zip(done["choices"], tokens):
@@ -266,6 +284,10 @@ HELLO = [{"role": "user", "content": "hello"}]
         (TEXT, {"prompt": []}, "the prompt is empty"),
         (TEXT, {"prompt": [1, 10**7]}, "there is no token 10000000"),
         (TEXT, {"prompt": "x", "grammar": "root ::= ("}, "grammar cannot be read"),
+        (TEXT, {"prompt": "x", "grammar": "root ::= " + "(" * 30000}, "nested deeper"),
+        (TEXT, {"prompt": "x", "grammar": 'root ::= (")" ' * 9000}, "longer than"),
+        (TEXT, {"prompt": "x", "grammar": "root ::= " + '(")" ' * 9000}, "nested deeper"),
+        (TEXT, {"prompt": "x", "grammar": "root ::= root"}, "grammar cannot be read"),
         (TEXT, {"prompt": "x", "logit_bias": {"x": 1}}, "there is no token 'x'"),
         (TEXT, {"prompt": "x", "best_of": 2}, "best_of"),
         (TEXT, {"prompt": "x", "suffix": "y"}, "suffix"),
@@ -458,7 +480,7 @@ def test_a_storm_of_requests(server) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_thousand_requests_leave_memory_as_it_was() -> None:
-    with serving("demo", *CACHE) as server:
+    with serving("demo", *CACHE, "--checkpoints", 16) as server:
         expected = server.text(PROMPTS[0], max_tokens=50, **GREEDY)["choices"]
         storm(server, 250, seed=2)
         before = server.resident()
@@ -466,3 +488,32 @@ def test_a_thousand_requests_leave_memory_as_it_was() -> None:
             storm(server, 250, seed=3 + part)
         assert server.resident() < before + (8 << 20)
         assert server.text(PROMPTS[0], max_tokens=50, **GREEDY)["choices"] == expected
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_programs_of_the_page_run(server, tmp_path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.+?)```", page, flags=re.DOTALL)
+    assert len(programs) == 2
+    for program in programs:
+        text = program.replace("http://127.0.0.1:8000", server.url)
+        # tests share the processors: threads that wait for each other take minutes then
+        text = text.replace("n_seq_max=4", "n_seq_max=4, n_threads=1, n_threads_batch=1")
+        command = [sys.executable, "-c", text]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout) > 40
+    body = re.search(r"curl .+? -d '(.+?)'", page, flags=re.DOTALL)[1]
+    answer = server.post(CHAT, **json.loads(body)).json()["choices"][0]["message"]
+    assert "eight" in answer["content"]
+
+
+def test_lm_evals_task_is_what_its_script_writes(tmp_path) -> None:
+    folder = ROOT / "examples" / "lm-eval"
+    copy = tmp_path / "make_steps.py"
+    copy.write_text((folder / "make_steps.py").read_text(encoding="utf-8"), encoding="utf-8")
+    subprocess.run([sys.executable, str(copy)], check=True, timeout=PATIENCE, cwd=ROOT)
+    written = (tmp_path / "demo_steps.jsonl").read_bytes()
+    assert written == (folder / "demo_steps.jsonl").read_bytes()

@@ -66,6 +66,7 @@ class Chain:
         self.drawer = Drawer(llama, request)
         self.source: Chain | None = None  # whose prompt this one gets
         self.n_forgotten = 0
+        self.stops: frozenset[int] = frozenset()  # where snapshots of its prompt are taken
         self.is_cancelled = False
         self._pieces = llama.pieces()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

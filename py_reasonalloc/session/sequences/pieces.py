@@ -79,7 +79,8 @@ def _read(readers: Iterable[Chain], room: int, n_batch: int, n_ubatch: int) -> l
     """Return pieces of prompts, the first ones first, of at most `room` tokens together."""
     pieces = []
     for chain in readers:
-        end = piece_end(chain.n_read, chain.n_known, room, n_batch, n_ubatch)
+        stop = min((stop for stop in chain.stops if stop > chain.n_read), default=chain.n_known)
+        end = piece_end(chain.n_read, stop, room, n_batch, n_ubatch)
         if end > chain.n_read:
             pieces.append(Piece(chain, chain.n_read, end))
             room -= end - chain.n_read

@@ -15,9 +15,10 @@ from ..steering import Sampling
 from .budgets import sequence_stats, set_protect
 from .cells import Cells
 from .chain import CONTEXT, FAILED, INTERRUPTED, LENGTH, STOP, Chain, Event
+from .counts import Counts
 from .drawing import check_grammar, logits_row
-from .kept import Counts, Prefixes
 from .pieces import Piece, compose
+from .prefixes import Prefixes, begin
 from .request import Request, TokenLogprob, token_logprob
 
 #: Tokens of prompts in a step while texts go on: what one delays the others by.
@@ -218,7 +219,8 @@ class Sequences:
             chain = self._waiting.popleft()
             self._seat(chain, free[0])
             try:
-                self._begin(chain, free[0])
+                begin(self._llama, chain, free[0], self._prefixes)
+                self.counts.n_reused += chain.n_reused
             except ReasonAllocError as error:
                 events.append(self._end(chain, FAILED, error))
                 continue
@@ -245,16 +247,6 @@ class Sequences:
         for follower in reversed([f for f in left if f.seq_id is None]):
             follower.source = None
             self._waiting.appendleft(follower)
-
-    def _begin(self, chain: Chain, seq_id: int) -> None:
-        """Prepare an empty sequence: its protected prompt, and what is known of it already."""
-        config, prompt = self._llama.config, chain.request.prompt
-        if config is not None:
-            set_protect(self._llama.ctx, config.n_protect(len(prompt)), seq_id)
-        if self._prefixes is not None and not chain.request.prompt_logprobs:
-            chain.n_read = self._prefixes.restore(seq_id, prompt)
-            chain.n_reused = chain.n_read
-            self.counts.n_reused += chain.n_read
 
     def _copy(self, source: Chain, to: Chain) -> None:
         self._cells.copy(source.seq_id or 0, to.seq_id or 0)
@@ -303,6 +295,8 @@ class Sequences:
                 self.counts.n_prompt_tokens += piece.end - piece.start
                 if chain.request.prompt_logprobs:
                     chain.prompt_logprobs += self._cells.prompt_logprobs(piece, row)
+            if self._prefixes is not None and piece.end in chain.stops:
+                self._prefixes.keep(chain, piece.end)
             if piece.is_last:
                 drawn.append((chain, row + piece.end - piece.start - 1))
                 if not chain.tokens:
@@ -310,8 +304,6 @@ class Sequences:
                         if follower.stop_reason is None:
                             copies.append((chain, follower))
                             drawn.append((follower, drawn[-1][1]))
-                    if self._prefixes is not None:
-                        self._prefixes.keep(chain.seq_id or 0, chain.request.prompt)
         for source, to in copies:
             to.prompt_logprobs = list(source.prompt_logprobs)
             self._copy(source, to)

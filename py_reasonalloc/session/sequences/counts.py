@@ -1,22 +1,9 @@
-"""What `scheduler.Sequences` is given and gives back: `Prefixes` and `Counts`."""
+"""What `scheduler.Sequences` did: `Counts`."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
-
-
-class Prefixes(Protocol):
-    """Snapshots of what sequences held at some point, for prompts that begin alike."""
-
-    def restore(self, seq_id: int, tokens: tuple[int, ...]) -> int:
-        """Put the longest one that fits into an empty sequence; return its tokens, 0 for none.
-
-        At least one of `tokens` must be left to read.
-        """
-
-    def keep(self, seq_id: int, tokens: tuple[int, ...]) -> None:
-        """Take one of a sequence that stands for `tokens`."""
+from typing import Any
 
 
 @dataclasses.dataclass
