@@ -115,3 +115,15 @@ def test_the_tests_of_the_invariants_exist() -> None:
     text = "\n".join(path.read_text() for path in files)
     found = {path.name for path in files} | set(re.findall(r"(?:def|void|ra_status) (\w+)\(", text))
     assert len(named) > 30 and named - found == set()
+
+
+def test_pictures_are_there_and_small() -> None:
+    shown = set()
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            picture = page.parent / name
+            assert picture.is_file(), name
+            if picture.parent.name == "docs":  # those of measurements have thousands of points
+                assert picture.stat().st_size < 100_000, name
+            shown.add(picture.name)
+    assert shown >= {"chat.svg", "watch.svg", "desktop.png"}
