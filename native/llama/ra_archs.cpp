@@ -17,7 +17,6 @@ enum ra_arch_kind {
     SHARED,
     LATENT,
     HYBRID,
-    HYBRID_WINDOWS,
     HYBRID_LATENT,
     // refused
     ENCODES,
@@ -158,8 +157,8 @@ static const ra_arch_row ra_arch_rows[] = {
     { LLM_ARCH_HY_V4, INDEXED },
     { LLM_ARCH_SMOLLM3, PLAIN },
     { LLM_ARCH_OPENAI_MOE, WINDOWS },
-    { LLM_ARCH_LFM2, HYBRID_WINDOWS },
-    { LLM_ARCH_LFM2MOE, HYBRID_WINDOWS },
+    { LLM_ARCH_LFM2, HYBRID },
+    { LLM_ARCH_LFM2MOE, HYBRID },
     { LLM_ARCH_DREAM, DIFFUSES },
     { LLM_ARCH_SMALLTHINKER, WINDOWS },
     { LLM_ARCH_LLADA, DIFFUSES },
@@ -208,7 +207,6 @@ static const char * ra_layers_of(ra_arch_kind kind) {
         case SHARED: return "those without a sliding window that own their rows";
         case LATENT: return "all, by latent rows (MLA)";
         case HYBRID: return "those with attention";
-        case HYBRID_WINDOWS: return "those with attention, without a sliding window";
         case HYBRID_LATENT: return "those with attention, by latent rows (MLA)";
         default: return nullptr;
     }
