@@ -283,6 +283,10 @@ typedef struct ra_stats {
     int64_t n_compressions; /* since the last clear */
     int64_t compress_us;    /* time spent in them */
     int64_t n_tokens_total; /* tokens decoded since the context was made */
+
+    int64_t
+        stock_bytes; /* of the whole context: caches of sliding windows and recurrent states, which
+                          * have no budget */
 } ra_stats;
 
 /* Fills *st with the numbers of a sequence, or (seq_id -1) the sums over all. st->size must be
@@ -296,13 +300,14 @@ typedef struct ra_head_stats {
     int32_t used;      /* tokens held now */
     int32_t offset;    /* first row of its segment in the layer's pool */
     int64_t n_evicted; /* as in ra_stats */
+    int64_t row_bytes; /* of K and V of one token */
 } ra_head_stats;
 
 /* Fills *st for head ih of layer il of a sequence. */
 RA_API ra_status ra_head_stats_get(const struct llama_context * ctx, int32_t seq_id, int32_t il,
                                    int32_t ih, ra_head_stats * st);
 
-/* n_head_kv of layer il (0 for a layer without attention), or -1 without a budgeted cache. */
+/* n_head_kv of layer il (0 for a layer without a budget), or -1 without a budgeted cache. */
 RA_API int32_t ra_n_head_kv(const struct llama_context * ctx, int32_t il);
 
 /* Copies the positions that head ih of layer il of a sequence holds, ascending, to pos [n_max].

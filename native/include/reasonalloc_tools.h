@@ -136,6 +136,20 @@ RA_API ra_status ra_alloc_heads_run(const ra_config * cfg, int32_t n_head_kv, co
                                     const float * score, const int32_t * initial,
                                     int32_t * budgets);
 
+/* An architecture of the llama.cpp in this library. */
+typedef struct ra_arch {
+    size_t       size;    /* in: sizeof(ra_arch) */
+    const char * name;    /* as in general.architecture of a GGUF file; static, as the others */
+    const char * layers;  /* which layers can have a budget; NULL: the architecture is refused */
+    const char * why_not; /* then the reason, as "it ..."; else NULL */
+} ra_arch;
+
+RA_API int32_t ra_arch_count(void);
+
+/* Fills *arch, 0 <= i < ra_arch_count(). RA_STATUS_INVALID otherwise. A model of an accepted architecture can
+ * still be refused, by its shape: ra_model_supported() says so. */
+RA_API ra_status ra_arch_get(int32_t i, ra_arch * arch);
+
 #ifdef __cplusplus
 }
 #endif

@@ -122,6 +122,7 @@ ra_status ra_stats_get(const llama_context * ctx, int32_t seq_id, ra_stats * st)
     st->budget        = c.settings.cfg.budget;
     st->buffer        = c.settings.cfg.buffer;
     st->scratch_bytes = mem->scratch_bytes();
+    st->stock_bytes   = mem->stock_part().bytes();
     for (int32_t id = 0; id < mem->n_seq(); ++id) {
         if (seq_id == -1 || id == seq_id) {
             ra_add_stats(mem->stream(id), st);
@@ -157,6 +158,7 @@ ra_status ra_head_stats_get(const llama_context * ctx, int32_t seq_id, int32_t i
     st->used      = l->used[ih];
     st->offset    = l->offset[ih];
     st->n_evicted = l->n_evicted[ih];
+    st->row_bytes = mem->stream(seq_id).store.tensors[(size_t) il].row_bytes();
     return RA_STATUS_OK;
 }
 

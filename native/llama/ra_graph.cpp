@@ -66,7 +66,7 @@ static ra_graph_input * ra_input_of(const llm_graph_context & graph, const ra_ba
 uint32_t ra_graph_count_nodes(const ra_storage & store, uint32_t n_seq) {
     uint32_t n = 64;
     for (const ra_tensors & t : store.tensors) {
-        n += 24 + 24 * (uint32_t) t.n_head_kv;
+        n += (uint32_t) t.n_readers * (24 + 24 * (uint32_t) t.n_head_kv);
         n += t.max_alibi_bias > 0.0f ? 12 * (uint32_t) t.n_head : 0;
     }
     return n * n_seq;
@@ -190,13 +190,11 @@ static void ra_note_model(const llm_graph_context & graph, const ra_graph_part &
     }
 }
 
-// attn: of the tokens of one sequence
-static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * part,
-                               const ra_attn & attn) {
-    const int          il   = attn.il;
-    const ra_layer &   l    = part->view.cache().layers[il];
-    const ra_tensors & t    = part->view.tensors(il);
-    ggml_tensor *      rows = part->rows_of(graph.ctx0, il);
+// attn, here and below: of the tokens of one sequence
+static void ra_store_rows(const llm_graph_context & graph, const ra_graph_part * part,
+                          const ra_attn & attn) {
+    const ra_tensors & t    = part->view.tensors(attn.il);
+    ggml_tensor *      rows = part->rows_of(graph.ctx0, attn.il);
     ra_store(graph, t.k, attn.k, rows);
     if (t.has_own_v()) {
         ra_store(graph, t.v, attn.v, rows);
@@ -204,6 +202,13 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
     if (part->window != nullptr) {
         ra_store_window(graph, part, t.q, attn.q);
     }
+}
+
+static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * part,
+                               const ra_attn & attn) {
+    const int           il  = attn.il;
+    const ra_layer &    l   = part->view.cache().layers[il];
+    const ra_tensors &  t   = part->view.tensors(il);
     const ra_attend_way way = part->ways[il];
     if (way == RA_ATTEND_EVEN && !part->is_biased[il]) {
         return ra_attend_even(graph, part, t, l, attn.q, attn.sinks, attn.kq_scale, il);
@@ -220,7 +225,10 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
 
 ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
     const ra_batch_view * batch = ra_batch_of(graph.mctx);
-    if (batch == nullptr || !batch->has_layer(attn.il)) {
+    // the layer whose rows are read: of layers that share those of another, its last without a window
+    const bool shares = attn.k == nullptr && !graph.hparams.is_swa((uint32_t) attn.il);
+    const int  il     = shares ? graph.hparams.n_layer_kv_from_start - 1 : attn.il;
+    if (batch == nullptr || !batch->has_layer(il)) {
         return nullptr;
     }
     GGML_ASSERT(attn.kq_b == nullptr);
@@ -233,11 +241,15 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn
                        : ggml_view_3d(graph.ctx0, t, t->ne[0], t->ne[1], part.n_tokens, t->nb[1],
                                       t->nb[2], size_t(part.first) * t->nb[2]);
         };
-        ra_note_model(graph, part, attn);
         ra_attn own = attn;
         own.q       = tokens(attn.q);
-        own.k       = tokens(attn.k);
-        own.v       = tokens(attn.v);
+        own.il      = il;
+        if (!shares) {
+            own.k = tokens(attn.k);
+            own.v = tokens(attn.v);
+            ra_note_model(graph, part, attn);
+            ra_store_rows(graph, &part, own);
+        }
         parts.push_back(ra_attend(graph, &part, own));
     }
     return ra_join(graph.ctx0, std::move(parts), 1);

@@ -40,6 +40,12 @@ static ra_status ra_check_context(const llama_model & model, const llama_memory_
     if (st == RA_STATUS_OK && params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         st = ra_error(RA_STATUS_UNSUPPORTED, "a budget serves only the model's main context");
     }
+    if (st == RA_STATUS_OK && model.hparams.is_mla() && pending.settings.cfg.merge) {
+        st = ra_error(RA_STATUS_UNSUPPORTED,
+                      "merging averages values, which are parts of keys in latent attention (MLA): "
+                      "turn it off for architecture '%s'",
+                      llm_arch_name(model.arch));
+    }
     if (st == RA_STATUS_OK && !cparams.causal_attn) {
         st = ra_error(RA_STATUS_UNSUPPORTED, "a budgeted cache needs causal attention");
     }

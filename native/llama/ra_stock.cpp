@@ -9,7 +9,6 @@
 
 #include "llama-cparams.h"
 #include "llama-kv-cache-iswa.h"
-#include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
 #include "llama-model.h"
 #include "ra_llama.h"
@@ -65,17 +64,20 @@ ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params
         taking = nullptr;
         throw;
     }
-    taking      = nullptr;
-    kv          = dynamic_cast<llama_kv_cache *>(mem.get());
-    iswa        = dynamic_cast<llama_kv_cache_iswa *>(mem.get());
-    hybrid      = dynamic_cast<llama_memory_hybrid *>(mem.get());
-    hybrid_iswa = dynamic_cast<llama_memory_hybrid_iswa *>(mem.get());
+    taking = nullptr;
+    kv     = dynamic_cast<llama_kv_cache *>(mem.get());
+    iswa   = dynamic_cast<llama_kv_cache_iswa *>(mem.get());
+    hybrid = dynamic_cast<llama_memory_hybrid *>(mem.get());
     if (hybrid != nullptr) {
         kv   = hybrid->get_mem_attn();
         recr = hybrid->get_mem_recr();
-    } else if (hybrid_iswa != nullptr) {
-        iswa = hybrid_iswa->get_mem_attn();
-        recr = hybrid_iswa->get_mem_recr();
+    }
+    if (std::find(taken.begin(), taken.end(), true) == taken.end()) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "this '%s' model is not supported with a budget: no layer of it has a cache that "
+                 "grows; run it without one",
+                 llm_arch_name(model.arch));
+        ra_throw_last();
     }
     if (kv == nullptr && iswa == nullptr) {
         ra_error(RA_STATUS_UNSUPPORTED,
@@ -91,13 +93,6 @@ ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params
                                  : "several sequences (n_seq_max = %u) of a model with sliding "
                                    "windows need kv_unified with a budget",
                  cparams.n_seq_max);
-        ra_throw_last();
-    }
-    if (std::find(taken.begin(), taken.end(), true) == taken.end()) {
-        ra_error(RA_STATUS_UNSUPPORTED,
-                 "this '%s' model is not supported with a budget: no layer of it has a cache that "
-                 "grows; run it without one",
-                 llm_arch_name(model.arch));
         ra_throw_last();
     }
 }
@@ -128,17 +123,11 @@ llama_memory_context_ptr ra_stock::init_batch(const std::vector<llama_ubatch> & 
     if (windows.empty()) {
         return nullptr;
     }
-    return hybrid_iswa != nullptr
-               ? ra_make_context<llama_memory_hybrid_iswa_context>(hybrid_iswa, std::move(cells),
-                                                                   std::move(windows), ubatches)
-               : ra_make_context<llama_kv_cache_iswa_context>(iswa, std::move(cells),
-                                                              std::move(windows), ubatches);
+    return ra_make_context<llama_kv_cache_iswa_context>(iswa, std::move(cells), std::move(windows),
+                                                        ubatches);
 }
 
 llama_memory_context_ptr ra_stock::init_full() {
-    if (hybrid_iswa != nullptr) {
-        return ra_make_context<llama_memory_hybrid_iswa_context>(hybrid_iswa);
-    }
     if (hybrid != nullptr) {
         return ra_make_context<llama_memory_hybrid_context>(hybrid);
     }

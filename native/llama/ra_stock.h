@@ -10,7 +10,6 @@
 class llama_kv_cache;
 class llama_kv_cache_iswa;
 class llama_memory_hybrid;
-class llama_memory_hybrid_iswa;
 class llama_memory_recurrent;
 struct llama_cparams;
 struct llama_model;
@@ -59,11 +58,10 @@ class ra_stock {
     std::unique_ptr<llama_memory_i> mem;
 
     // mem as what it is, or NULL
-    llama_kv_cache *           kv          = nullptr;
-    llama_kv_cache_iswa *      iswa        = nullptr; // of a hybrid_iswa: its attention
-    llama_memory_hybrid *      hybrid      = nullptr;
-    llama_memory_hybrid_iswa * hybrid_iswa = nullptr;
-    llama_memory_recurrent *   recr        = nullptr; // of either hybrid
+    llama_kv_cache *         kv     = nullptr;
+    llama_kv_cache_iswa *    iswa   = nullptr;
+    llama_memory_hybrid *    hybrid = nullptr;
+    llama_memory_recurrent * recr   = nullptr; // of a hybrid
 
     uint32_t n_swa;
 };

@@ -58,6 +58,8 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
         tensors[il].n_head         = (int32_t) hparams.n_head(il);
         tensors[il].n_head_kv      = cache->layers[il].n_head_kv;
         tensors[il].max_alibi_bias = hparams.f_max_alibi_bias;
+        const uint32_t n_own       = (uint32_t) std::max(hparams.n_layer_kv_from_start, 0);
+        tensors[il].n_readers += il + 1 == n_own ? int32_t(hparams.n_layer() - n_own) : 0;
     }
 }
 
@@ -143,8 +145,7 @@ int64_t ra_storage::window_bytes() const {
 int64_t ra_storage::row_bytes() const {
     int64_t n = 0;
     for (const ra_tensors & t : tensors) {
-        n += t.k != nullptr ? (int64_t) t.k->nb[1] * t.n_head_kv : 0;
-        n += t.has_own_v() ? (int64_t) t.v->nb[1] * t.n_head_kv : 0;
+        n += t.row_bytes() * t.n_head_kv;
     }
     return n;
 }

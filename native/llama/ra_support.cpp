@@ -2,45 +2,22 @@
 #include "ra_support.h"
 
 #include "llama-model.h"
+#include "ra_archs.h"
 
 #include <cstring>
 
-// architectures whose cache or graph is more than one plain attention cache, although their
-// hyper-parameters do not show it
-static bool ra_arch_is_special(llm_arch arch) {
-    switch (arch) {
-        case LLM_ARCH_MINIMAX_M3:
-        case LLM_ARCH_GLM_DSA:
-        case LLM_ARCH_DEEPSEEK32:
-        case LLM_ARCH_DEEPSEEK4:
-        case LLM_ARCH_GLM5_NEXT:
-        case LLM_ARCH_HY_V4:
-        case LLM_ARCH_DOTS3NOTE:
-        case LLM_ARCH_DFLASH:
-        case LLM_ARCH_EAGLE3:
-        case LLM_ARCH_T5:
-        case LLM_ARCH_DREAM:
-        case LLM_ARCH_LLADA:
-        case LLM_ARCH_LLADA_MOE:
-        case LLM_ARCH_RND1: return true;
-        default: return false;
-    }
-}
-
+// what refuses a model, whatever its architecture; NULL: nothing
 static const char * ra_unsupported_feature(const llama_model & model) {
     const llama_hparams & hp = model.hparams;
-    if (llm_arch_is_recurrent(model.arch)) {
-        return "it is recurrent and has no attention cache";
-    }
-    if (!hp.causal_attn || llama_model_has_encoder(&model) || ra_arch_is_special(model.arch)) {
-        return "it does not keep one plain causal attention cache";
+    if (!hp.causal_attn || llama_model_has_encoder(&model)) {
+        return "its attention is not causal";
     }
     if (hp.ple_n_heads > 0 || hp.router_layer >= 0) {
         return "its graph reads the cache in its own way";
     }
     for (uint32_t il = 0; il < hp.n_layer(); ++il) {
-        if (!hp.has_kv(il)) {
-            return "some of its layers share the cache of others";
+        if (hp.is_mla() && hp.n_head_kv(il) > 1) {
+            return "its latent rows are several to a token";
         }
         if (hp.n_head_kv(il) > 0 && hp.n_head(il) % hp.n_head_kv(il) != 0) {
             return "its query heads do not divide evenly among its KV heads";
@@ -78,7 +55,8 @@ ra_status ra_check_type(const char * name, int32_t type, uint32_t head_dim) {
 
 ra_status ra_check_model(const llama_model & model, int32_t type_k, int32_t type_v) {
     const llama_hparams & hp  = model.hparams;
-    const char *          why = ra_unsupported_feature(model);
+    const char *          why = ra_arch_refusal(model.arch);
+    why                       = why == nullptr ? ra_unsupported_feature(model) : why;
     if (why != nullptr) {
         return ra_error(RA_STATUS_UNSUPPORTED,
                         "architecture '%s' is not supported with a budget: %s; run it without one",

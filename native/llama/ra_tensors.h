@@ -21,6 +21,7 @@ struct ra_tensors {
     float         max_alibi_bias = 0.0f; // biases by distance (ra_alibi_slope()); 0: none
     int32_t       n_head         = 0;
     int32_t       n_head_kv      = 0;
+    int32_t       n_readers      = 1; // layers that attend to its rows
     // as the model's graph has it
     ra_logit_cap  logit;            // of attention
     ggml_tensor * sinks = nullptr;  // [n_head] f32, a weight; NULL: none
@@ -28,6 +29,9 @@ struct ra_tensors {
     int32_t       n_hadamard   = 0; // K rows are rotated in blocks of so many values, 0: not at all
     int32_t       n_hadamard_v = 0; // likewise V rows
 
+    int64_t row_bytes() const { // of one token and head
+        return k == nullptr ? 0 : (int64_t) (k->nb[1] + (has_own_v() ? v->nb[1] : 0));
+    }
     bool has_own_v() const { return v != nullptr && v->view_src == nullptr; }
 };
 

@@ -96,6 +96,7 @@ class ra_stats(ctypes.Structure):  # noqa: N801
         ("n_compressions", c_int64),
         ("compress_us", c_int64),
         ("n_tokens_total", c_int64),
+        ("stock_bytes", c_int64),
     )
 
 
@@ -109,6 +110,7 @@ class ra_head_stats(ctypes.Structure):  # noqa: N801
         ("used", c_int32),
         ("offset", c_int32),
         ("n_evicted", c_int64),
+        ("row_bytes", c_int64),
     )
 
 
@@ -164,6 +166,17 @@ class ra_head_arrays(ctypes.Structure):  # noqa: N801
         ("rope", POINTER(ra_rope)),
         ("centres", POINTER(c_float)),
         ("n_centres", c_size_t),
+    )
+
+
+class ra_arch(ctypes.Structure):  # noqa: N801
+    """See reasonalloc_tools.h."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("name", ctypes.c_char_p),
+        ("layers", ctypes.c_char_p),
+        ("why_not", ctypes.c_char_p),
     )
 
 
@@ -289,6 +302,8 @@ ra_robustify = _bind(
     _status,
 )
 ra_alloc_layers_run = _bind("ra_alloc_layers_run", [POINTER(ra_config), c_int32, _int32s], _status)
+ra_arch_count = _bind("ra_arch_count", [], c_int32)
+ra_arch_get = _bind("ra_arch_get", [c_int32, ctypes.POINTER(ra_arch)], _status)
 ra_alloc_heads_run = _bind(
     "ra_alloc_heads_run",
     [POINTER(ra_config), c_int32, _int32s, _floats, _int32s, _int32s],

@@ -28,6 +28,8 @@ class HeadStats(NamedTuple):
         First row of its segment in the layer's pool.
     n_evicted : int
         Since the cache was last cleared; tokens of a tail that was dropped do not count.
+    row_bytes : int
+        K and V of one token.
     """
 
     budget: int
@@ -35,6 +37,7 @@ class HeadStats(NamedTuple):
     used: int
     offset: int
     n_evicted: int
+    row_bytes: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class KVStats:
         Since the last clear; microseconds.
     n_tokens_total : int
         Tokens decoded since the context was made.
+    stock_bytes : int
+        Caches of sliding windows and recurrent states, which have no budget.
     layers : tuple of tuple of HeadStats
         ``layers[il][ih]``; empty for a layer without attention.
     """
@@ -86,6 +91,7 @@ class KVStats:
     n_compressions: int
     compress_us: int
     n_tokens_total: int
+    stock_bytes: int
     layers: tuple[tuple[HeadStats, ...], ...]
     _positions: tuple[tuple[npt.NDArray[np.int32], ...], ...] = field(repr=False, compare=False)
 

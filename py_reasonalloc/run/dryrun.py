@@ -42,6 +42,8 @@ class DryRun:
         K and V of all layers.
     window_bytes, scratch_bytes : int
         The observation window's queries; what compressions need.
+    stock_bytes : int
+        Caches of sliding windows and recurrent states, which have no budget.
     total_bytes : int
         All of the above.
     layer_bytes : tuple of int
@@ -58,6 +60,7 @@ class DryRun:
     kv_bytes: int
     window_bytes: int
     scratch_bytes: int
+    stock_bytes: int
     compute_bytes: int
     total_bytes: int
     layer_bytes: tuple[int, ...]
@@ -80,7 +83,7 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
     if options.config is None:
         with _open(options, plan, plan.n_ctx) as llama:
             use = llama.memory_use()
-        kv_bytes, window_bytes = use.context_bytes, 0
+        kv_bytes, window_bytes, stock_bytes = use.context_bytes, 0, 0
         layer_bytes: tuple[int, ...] = ()
         capacity: tuple[tuple[int, ...], ...] = ()
     else:
@@ -88,10 +91,11 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
             use = llama.memory_use()
             stats = llama.kv_stats()
         kv_bytes, window_bytes = stats.kv_bytes, stats.window_bytes
+        stock_bytes = stats.stock_bytes
         capacity = tuple(tuple(head.capacity for head in layer) for layer in stats.layers)
-        n_slots = sum(map(sum, capacity))
-        # every head of these architectures has rows of the same size
-        layer_bytes = tuple(sum(layer) * (kv_bytes // n_slots) for layer in capacity)
+        layer_bytes = tuple(
+            sum(head.capacity * head.row_bytes for head in layer) for layer in stats.layers
+        )
     return DryRun(
         n_prompt=len(plan.prompt),
         n_tokens=plan.n_longest,
@@ -99,10 +103,12 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
         kv_bytes=kv_bytes,
         window_bytes=window_bytes,
         scratch_bytes=use.scratch_bytes,
+        stock_bytes=stock_bytes,
         compute_bytes=use.compute_bytes,
         total_bytes=use.model_bytes
         + kv_bytes
         + window_bytes
+        + stock_bytes
         + use.scratch_bytes
         + use.compute_bytes,
         layer_bytes=layer_bytes,

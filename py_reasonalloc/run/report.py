@@ -95,6 +95,7 @@ def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None)
         ("weights", result.weights_bytes),
         (f"{name} ({options.kv_type})", result.kv_bytes),
         ("observation window", result.window_bytes),
+        *([("windows and recurrent states", result.stock_bytes)] if result.stock_bytes else []),
         ("scratch of compressions", result.scratch_bytes),
         ("compute buffers", result.compute_bytes),
         ("total", result.total_bytes),
@@ -121,4 +122,4 @@ def _row(label: str, n_bytes: int) -> str:
 def _capacities(heads: tuple[int, ...]) -> str:
     if heads and len(set(heads)) == 1:
         return f"{len(heads)} x {heads[0]}"
-    return " ".join(map(str, heads)) or "no attention"
+    return " ".join(map(str, heads)) or "no budget"

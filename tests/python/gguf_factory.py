@@ -19,8 +19,9 @@ tokenized. The rows of the output matrix that belong to control tokens and unpri
 zero: greedy decoding gives printable ASCII and never ends on its own. Weights are scaled so that
 attention is neither flat nor one-hot.
 
-`SUPPORTED` architectures have one plain attention cache; `UNSUPPORTED` ones (sliding windows,
-recurrent state) are valid for stock llama.cpp and must be refused with a budget.
+`SUPPORTED` architectures have an attention cache (of gemma2 and gemma3 some layers have sliding
+windows); `UNSUPPORTED` ones (recurrent state) are valid for stock llama.cpp and must be refused with
+a budget.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-SUPPORTED = ("llama", "qwen2", "qwen3", "deci")
-UNSUPPORTED = ("gemma2", "gemma3", "mamba")
+SUPPORTED = ("llama", "qwen2", "qwen3", "deci", "gemma2", "gemma3")
+UNSUPPORTED = ("mamba",)
 
 BOS, EOS, USER, ASSISTANT = "<s>", "</s>", "<|user|>", "<|assistant|>"
 CONTROL_TOKENS = (BOS, EOS, USER, ASSISTANT)

@@ -169,8 +169,8 @@ def test_what_is_refused(make_gguf) -> None:
         calibrate(make_gguf(), [" "])
     with pytest.raises(ContextFullError, match="a probe prompt has 101 tokens"):
         calibrate(make_gguf(n_ctx_train=64), ["x" * 100])
-    with pytest.raises(UnsupportedError, match="architecture 'gemma2' is not supported"):
-        calibrate(make_gguf(arch="gemma2"), ["why?"])
+    with pytest.raises(UnsupportedError, match="architecture 'mamba' is not supported"):
+        calibrate(make_gguf(arch="mamba"), ["why?"])
     with pytest.raises(UnsupportedError, match="nothing was measured"):
         calibrate(make_gguf(), ["why?"], Settings(steps=1))
 

@@ -282,8 +282,8 @@ def test_refused(make_gguf, capfd, arguments, error, pattern) -> None:
 
 
 def test_refused_models(make_gguf, tmp_path, capfd) -> None:
-    with pytest.raises(UnsupportedError, match="'gemma2' is not supported"):
-        ReasonLlama(make_gguf(arch="gemma2"))
+    with pytest.raises(UnsupportedError, match="'mamba' is not supported"):
+        ReasonLlama(make_gguf(arch="mamba"))
     with pytest.raises(ModelFileError, match="no such file"):
         ReasonLlama(tmp_path / "x.gguf")
     assert capfd.readouterr() == ("", "")
