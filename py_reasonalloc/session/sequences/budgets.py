@@ -16,9 +16,9 @@ def set_protect(ctx: Any, n_protect: int, seq_id: int) -> None:
     BudgetError
         The budget cannot hold them.
     """
-    c.check(c.ra_set_protect(ctx, n_protect))
+    c.check(c.ra_set_protect(ctx, seq_id, n_protect))
 
 
 def sequence_stats(ctx: Any, seq_id: int) -> Any:
     """Return the ra_stats of one sequence."""
-    return engine_stats(ctx)
+    return engine_stats(ctx, seq_id)
