@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine.stats import engine_stats
 from ..session.reason_llama import ReasonLlama
 from .options import Plan, RunOptions, session_arguments
 
@@ -47,9 +48,12 @@ class DryRun:
     layer_bytes : tuple of int
         K and V of each layer; 0 for one without attention. Empty for the stock cache.
     layer_capacity : tuple of tuple of int
-        Tokens that each head of each layer can hold. Empty for the stock cache.
+        Tokens that each head of each layer can hold of one text. Empty for the stock cache.
     full_kv_bytes, full_compute_bytes : int
-        The stock cache for `n_tokens` tokens, and the compute buffers that go with it.
+        The stock cache for `n_samples` texts of `n_tokens` tokens, and the compute buffers that go
+        with it.
+    n_samples : int
+        Texts side by side; all bytes are those of all of them.
     """
 
     n_prompt: int
@@ -64,6 +68,7 @@ class DryRun:
     layer_capacity: tuple[tuple[int, ...], ...]
     full_kv_bytes: int
     full_compute_bytes: int
+    n_samples: int = 1
 
 
 def dry_run(options: RunOptions, plan: Plan) -> DryRun:
@@ -86,9 +91,9 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
     else:
         with _open(options, plan, plan.n_ctx) as llama:
             use = llama.memory_use()
-            stats = llama.kv_stats()
+            layers, stats = llama.kv_stats().layers, engine_stats(llama.ctx, -1)
         kv_bytes, window_bytes = stats.kv_bytes, stats.window_bytes
-        capacity = tuple(tuple(head.capacity for head in layer) for layer in stats.layers)
+        capacity = tuple(tuple(head.capacity for head in layer) for layer in layers)
         n_slots = sum(map(sum, capacity))
         # every head of these architectures has rows of the same size
         layer_bytes = tuple(sum(layer) * (kv_bytes // n_slots) for layer in capacity)
@@ -109,6 +114,7 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
         layer_capacity=capacity,
         full_kv_bytes=full.context_bytes,
         full_compute_bytes=full.compute_bytes,
+        n_samples=options.n_samples,
     )
 
 

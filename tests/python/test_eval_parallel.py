@@ -1,4 +1,4 @@
-"""`reasonalloc-eval --parallel`: texts decoded side by side make the rows of texts decoded alone."""
+"""`reasonalloc-eval --parallel`: texts side by side make the rows of texts decoded alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from py_reasonalloc.eval.results.file import read_results
 QUICK = ("demo", "--level", "1", "--limit", "5", "--buffer", "16", "--threads", "1")
 ARMS = ("--methods", "full,rkv,random,reasonalloc+kv=q8_0", "--budgets", "112")
 CHOICES = {
-    "greedy": ("--max-tokens", "120"),
+    "greedy": ("--max-tokens", "300"),
     "sampled": ("--temp", "0.9", "--samples", "2", "--max-tokens", "70", "--keep-texts"),
 }
 
