@@ -13,8 +13,8 @@ from py_reasonalloc.eval.results.file import read_results
 QUICK = ("demo", "--level", "1", "--limit", "5", "--buffer", "16", "--threads", "1")
 ARMS = ("--methods", "full,rkv,random,reasonalloc+kv=q8_0", "--budgets", "112")
 CHOICES = {
-    "greedy": ("--max-tokens", "300"),
-    "sampled": ("--temp", "0.9", "--samples", "2", "--max-tokens", "70", "--keep-texts"),
+    "greedy": ("--max-tokens", "300", "--keep-texts"),
+    "sampled": ("--temp", "2.5", "--samples", "2", "--max-tokens", "70", "--keep-texts"),
 }
 
 
@@ -44,7 +44,7 @@ def test_rows_are_those_of_texts_decoded_alone(alone, tmp_path) -> None:
     expected = rows_of(path)
     assert rows_of(other) == expected
     assert len({row["seed"] for row in expected.values()}) >= 5
-    assert len({row["n_generated"] for row in expected.values()}) > 1
+    assert len({row["text"] for row in expected.values()}) >= 8
     assert any(row["n_compressions"] for row in expected.values())
     assert "reasonalloc" in out
 
@@ -74,7 +74,7 @@ def test_bad_input(tmp_path, arguments, words) -> None:
     servers = tmp_path / "servers"
     servers.write_text("http://127.0.0.1:1\n")
     arguments = [servers if a == "FILE" else a for a in arguments]
-    code, out, err = run("demo", "-o", tmp_path / "x.jsonl", *arguments)
+    code, out, err = run("demo", "-o", tmp_path / "x.jsonl", "--methods", "full", *arguments)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert words in line

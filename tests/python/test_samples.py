@@ -15,7 +15,8 @@ from py_reasonalloc.eval.decode.vote import vote
 
 #: of ModelSpec(): layers x KV heads x (K + V) x head_dim x bytes of f16
 ROW_BYTES = 2 * 2 * 2 * 32 * 2
-DRAWN = ("--temp", 0.8, "--threads", 1)
+#: Hot enough for the demo, which is sure of itself, to write different texts.
+DRAWN = ("--temp", 2.5, "--threads", 1)
 
 
 def report(done) -> dict:
@@ -67,7 +68,7 @@ def test_limited_thinking(cli) -> None:
     found = report(cli("demo", *DRAWN, "--samples", 2, "--think", 20, "--json"))
     for text in found["texts"]:
         assert (text["n_thought"], text["is_thought_cut"]) == (20, True)
-        assert text["text"].count("</think>") == 1
+        assert "</think>" in text["text"][:200]
 
 
 @pytest.mark.parametrize(
@@ -110,11 +111,10 @@ def test_dry_run_shows_the_bytes_of_all_texts(cli, make_gguf) -> None:
     run = report(cli(*arguments[:-3], "-n", 90, "--samples", 4, "--temp", 1, "--json"))
     for name in ("kv_bytes", "window_bytes", "compute_bytes", "weights_bytes"):
         assert run[name] == four[name], name
-    done = cli(*arguments, "--samples", 4)
-    assert f"4 x cache, budget 32 + 16 (f16) {four['kv_bytes']:>20}" in done.stdout.replace(
-        "  ", " "
-    ) or ("4 x cache, budget 32 + 16 (f16)" in done.stdout and str(four["kv_bytes"]) in done.stdout)
-    assert "full cache for 4 x 96 tokens" in done.stdout
+    lines = cli(*arguments, "--samples", 4).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("4 x cache, budget 32 + 16 (f16)"))
+    assert f" {four['kv_bytes']} bytes" in line
+    assert any(line.startswith("full cache for 4 x 96 tokens") for line in lines)
 
 
 def test_sizes_of_many_sequences() -> None:
