@@ -55,13 +55,14 @@ def _checked(n_bytes: int) -> int:
     return n_bytes
 
 
-def table(n_tokens: int, budgets: tuple[int, ...], kv_type: str) -> str:
-    """Return a Markdown table, sizes in MiB."""
+def table(n_tokens: int, budgets: tuple[int, ...], kv_type: str, n_seq: int = 1) -> str:
+    """Return a Markdown table, sizes in MiB, of `n_seq` sequences."""
 
     def mib(n_bytes: int) -> str:
-        return f"{n_bytes / 2**20:,.0f} MiB"
+        return f"{n_seq * n_bytes / 2**20:,.0f} MiB"
 
-    head = ["Model", f"full, {n_tokens:,} tokens", *(f"budget {b}" for b in budgets)]
+    times = f"{n_seq} x " if n_seq > 1 else ""
+    head = ["Model", f"full, {times}{n_tokens:,} tokens", *(f"budget {b}" for b in budgets)]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, shape in SHAPES.items():
         cells = [budget_bytes(shape, b, kv_type) for b in budgets]
@@ -73,14 +74,15 @@ def table(n_tokens: int, budgets: tuple[int, ...], kv_type: str) -> str:
 @click.option("--tokens", default=16384, show_default=True, type=click.IntRange(1))
 @click.option("--budgets", default="128,256,512,1024", show_default=True)
 @click.option("--kv-type", default="f16", show_default=True, type=click.Choice(list(KV_TYPES)))
-def main(tokens: int, budgets: str, kv_type: str) -> None:
+@click.option("--parallel", default=1, show_default=True, type=click.IntRange(1, 256))
+def main(tokens: int, budgets: str, kv_type: str, parallel: int) -> None:
     """Print cache bytes, full against budget, for well-known reasoners."""
     try:
         values = tuple(int(b) for b in budgets.split(","))
     except ValueError:
         raise click.BadParameter(f"{budgets!r} is not a list of numbers such as 128,256") from None
     try:
-        click.echo(table(tokens, values, kv_type))
+        click.echo(table(tokens, values, kv_type, parallel))
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
 

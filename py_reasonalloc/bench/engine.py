@@ -66,6 +66,11 @@ class Engine:
     def open_context(self, n_ctx: int) -> None:
         """Make the context, with the cache of the job.
 
+        Parameters
+        ----------
+        n_ctx : int
+            Of each sequence, tokens.
+
         Raises
         ------
         ContextError
@@ -73,7 +78,11 @@ class Engine:
         """
         job = self.job
         params = bindings.llama_context_default_params()
-        params.n_ctx = n_ctx
+        params.n_seq_max = job.n_seq
+        # a stock cache as llama.cpp makes it by default: rows of its own for each sequence; of a
+        # budgeted one, each has rows of its own whatever the context's length
+        params.kv_unified = job.arm.budget is not None
+        params.n_ctx = n_ctx * (1 if params.kv_unified else job.n_seq)
         params.n_batch = N_BATCH
         params.n_ubatch = job.arm.n_ubatch
         params.n_threads = params.n_threads_batch = job.n_threads
@@ -100,7 +109,13 @@ class Engine:
 
     def take_back(self, pos: int) -> None:
         """Forget the tokens from position `pos` on (stock cache only)."""
-        bindings.llama_memory_seq_rm(self.memory, 0, pos, -1)
+        for seq_id in range(self.job.n_seq):
+            bindings.llama_memory_seq_rm(self.memory, seq_id, pos, -1)
+
+    def share(self) -> None:
+        """Copy the first sequence to all others."""
+        for seq_id in range(1, self.job.n_seq):
+            bindings.llama_memory_seq_cp(self.memory, 0, seq_id, -1, -1)
 
     def read(self, n: int, pos: int, n_batch: int = N_BATCH, all_logits: bool = False) -> None:
         """Decode `n` random tokens from position `pos` on, `n_batch` at a time.
@@ -129,24 +144,32 @@ class Engine:
             raise ComputeError(f"llama_decode returned {status}")
 
     def step(self, n: int, pos: int) -> tuple[float, ...]:
-        """Decode `n` random tokens one by one, as llama-bench does: nothing is sampled.
+        """Decode random tokens one by one, as llama-bench does: nothing is sampled.
+
+        A step decodes as many of each sequence as the job says, all of them from position `pos` on.
 
         Returns
         -------
         tuple of float
-            Seconds of each.
+            Seconds of each of `n` steps.
         """
-        batch, ctx = self._batch, self.ctx
-        batch.n_tokens = 1
-        batch.logits[0] = 1
+        batch, ctx, n_each = self._batch, self.ctx, self.job.n_at_once
+        batch.n_tokens = self.job.n_seq * n_each
+        for i in range(batch.n_tokens):
+            batch.logits[i] = 1
+            batch.seq_id[i][0] = i // n_each
         decode, wait, clock = bindings.llama_decode, bindings.llama_synchronize, time.perf_counter
+        tokens = self.tokens(n * batch.n_tokens)
         stamps = [clock()]
-        for i, token in enumerate(self.tokens(n)):
-            batch.token[0] = token
-            batch.pos[0] = pos + i
+        for i_step in range(n):
+            for i in range(batch.n_tokens):
+                batch.token[i] = tokens[i_step * batch.n_tokens + i]
+                batch.pos[i] = pos + i_step * n_each + i % n_each
             self._check(decode(ctx, batch))
             wait(ctx)
             stamps.append(clock())
+        for i in range(batch.n_tokens):
+            batch.seq_id[i][0] = 0
         return tuple(after - before for before, after in zip(stamps, stamps[1:]))
 
     def best_token(self) -> int:
@@ -155,12 +178,12 @@ class Engine:
         return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self.n_vocab,))))
 
     def stats(self) -> Any:
-        """Return the ra_stats of the budgeted cache; None for the stock cache."""
+        """Return the ra_stats of all sequences of a budgeted cache; None for the stock cache."""
         if self.job.arm.budget is None:
             return None
         from ..engine.stats import engine_stats
 
-        return engine_stats(self.ctx)
+        return engine_stats(self.ctx, -1)
 
     def sizes(self) -> dict[str, int | None]:
         """Return bytes as the engine reports them; None where it cannot tell."""

@@ -68,7 +68,7 @@ def _repeat_rows(engine: Engine, n_cells: int, folder: Path) -> None:
             if not bindings.llama_state_seq_save_file(ctx, os.fsencode(block), 0, no_tokens, 0):
                 raise StateError("the stock cache's rows could not be saved")
             with whole.open("wb") as stream:
-                repeat_state(block.read_bytes(), n_block, n_cells, stream)
+                repeat_state(block.read_bytes(), n_block, n_cells, stream, engine.job.n_seq)
             engine.clear()
             n_read = ctypes.c_size_t()
             if not bindings.llama_state_seq_load_file(
@@ -79,20 +79,29 @@ def _repeat_rows(engine: Engine, n_cells: int, folder: Path) -> None:
         raise StateError(f"{folder}: rows cannot be written: {error.strerror}") from None
 
 
-def repeat_state(block: bytes, n_block: int, n_cells: int, out: BinaryIO) -> None:
+def repeat_state(
+    block: bytes, n_block: int, n_cells: int, out: BinaryIO, n_stream: int = 1
+) -> None:
     """Write a sequence state of `n_cells` cells that repeats the `n_block` cells of another.
+
+    Parameters
+    ----------
+    n_stream : int
+        Sequences of the cache, each with rows of its own.
 
     Raises
     ------
     StateError
-        `block` is not the state of one sequence at positions [0, n_block) in a plain cache.
+        `block` is not the state of the first sequence at positions [0, n_block) in a plain cache.
     """
+    empty = bytes(4 * (n_stream - 1))  # no cells in the rows of the others
     try:
-        pieces = list(_pieces(block, n_block))
+        _expect(block.endswith(empty))
+        pieces = list(_pieces(block[: len(block) - len(empty)], n_block, n_stream))
     except struct.error:
         raise StateError("the stock cache's state ends too early") from None
     out.write(block[: _HEAD.size])
-    out.write(_PAIR.pack(1, n_cells))
+    out.write(_PAIR.pack(n_stream, n_cells))
     for pos in range(n_cells):
         out.write(_CELL.pack(pos, 1, 0))
     for head, rows in pieces:
@@ -101,13 +110,14 @@ def repeat_state(block: bytes, n_block: int, n_cells: int, out: BinaryIO) -> Non
         for _ in range(n_whole if rows else 0):
             out.write(rows)
         out.write(rows[: len(rows) // n_block * n_rest])
+    out.write(empty)
 
 
-def _pieces(block: bytes, n_block: int) -> Iterator[tuple[bytes, bytes]]:
+def _pieces(block: bytes, n_block: int, n_stream: int = 1) -> Iterator[tuple[bytes, bytes]]:
     """Yield (head, rows of n_block cells) for what comes after the cells."""
     view = memoryview(block)
     at = _HEAD.size
-    _expect(_HEAD.unpack_from(view)[2] == 0 and _PAIR.unpack_from(view, at) == (1, n_block))
+    _expect(_HEAD.unpack_from(view)[2] == 0 and _PAIR.unpack_from(view, at) == (n_stream, n_block))
     at += _PAIR.size
     for pos in range(n_block):
         _expect(_CELL.unpack_from(view, at) == (pos, 1, 0))

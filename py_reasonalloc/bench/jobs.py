@@ -93,8 +93,9 @@ class Job:
 
     Attributes
     ----------
-    kind : {"decode", "prompt", "load", "turns"}
-        Decode tokens one by one at a depth; read prompts; make a session; decode in turns.
+    kind : {"decode", "prompt", "load", "turns", "parallel"}
+        Decode tokens one by one at a depth; read prompts; make a session; decode in turns; many
+        sequences in turns.
     arm : Arm
         The cache.
     model : str
@@ -114,6 +115,11 @@ class Job:
         "prompt": lengths in tokens.
     folder : str
         "decode": where a temporary file may be written.
+    n_seq : int
+        "parallel": sequences of the context, each of which has the depth; a step decodes a token of
+        each.
+    n_at_once : int
+        "parallel": tokens of each sequence in a step.
     """
 
     kind: str
@@ -127,6 +133,8 @@ class Job:
     is_batch_filled: bool = False
     prompts: tuple[int, ...] = ()
     folder: str = ""
+    n_seq: int = 1
+    n_at_once: int = 1
 
     def to_json(self) -> str:
         """Return the job as text."""

@@ -24,7 +24,8 @@ from .turns import Group, depths_of, take_turns
 SPLITS = ("even", "uneven")
 TURNS = "turns"
 MEMORY = "memory"
-PARTS = ("decode", MEMORY, TURNS, "prompt", "load")
+PARALLEL = "parallel"
+PARTS = ("decode", MEMORY, TURNS, "prompt", "load", PARALLEL)
 UNPATCHED = "unpatched"
 
 Row = dict[str, Any]
@@ -68,6 +69,10 @@ class Settings:
         Folder of a llama.cpp without our patch, of the same version.
     parts : tuple of str
         What to measure: of `PARTS`. "memory" is what the decoding at the deepest depth does last.
+    parallel : tuple of int
+        Numbers of sequences to decode side by side, ascending; (): none.
+    parallel_depth : int
+        Tokens that each sequence of a stock cache then has.
     llama_bench : Path or None
         A llama-bench to run beside, in every repetition.
     llama_bench_depth : int
@@ -91,6 +96,8 @@ class Settings:
     is_decoded: bool = False
     unpatched: Path | None = None
     parts: tuple[str, ...] = PARTS
+    parallel: tuple[int, ...] = ()
+    parallel_depth: int = 4096
     llama_bench: Path | None = None
     llama_bench_depth: int = 2048
 
@@ -297,7 +304,10 @@ def run_job(job: Job) -> Row:
 
 
 def measure(
-    settings: Settings, rows: list[Row], advance: Callable[[], object] = lambda: None
+    settings: Settings,
+    rows: list[Row],
+    advance: Callable[[], object] = lambda: None,
+    others: Sequence[Callable[[], list[Row]]] = (),
 ) -> None:
     """Run everything; every second repetition runs backwards, so that a drift hits all alike.
 
@@ -308,6 +318,8 @@ def measure(
         "error". So what was measured is not lost when somebody stops this.
     advance : callable
         Called after each job.
+    others : sequence of callable
+        Further measurements of a repetition; each returns its rows.
 
     Raises
     ------
@@ -333,6 +345,9 @@ def measure(
         for group in groups:
             found = take_turns(group, settings.n_buffers, settings.buffer)
             rows += [{**row, "repetition": repetition} for row in found]
+            advance()
+        for other in others:
+            rows += [{**row, "repetition": repetition} for row in other()]
             advance()
         if settings.llama_bench is not None:
             depths = [d for d in (0, *settings.depths) if d <= settings.llama_bench_depth]

@@ -13,9 +13,12 @@ from typing import Any
 from .. import __version__
 from ..output.text import size
 from .jobs import BLOCK, N_BATCH
-from .measure import Row, Settings
+from .measure import PARALLEL, Row, Settings
+from .parallel import summarize_parallel
+from .parallel_table import parallel_table
 from .scaling import scale
-from .summary import Spread, summarize
+from .summary import summarize
+from .tables import bytes_text, spread_text, table
 from .turns import N_PAIRS, slice_tokens
 
 FORMAT_VERSION = 1
@@ -64,6 +67,9 @@ def build(
         Command line that measured it.
     """
     summary = summarize(rows, settings)
+    summary["parallel"] = summarize_parallel(
+        [row for row in rows if row["kind"] == PARALLEL and "error" not in row]
+    )
     return {
         "format_version": FORMAT_VERSION,
         "date": datetime.date.today().isoformat(),
@@ -91,23 +97,6 @@ def build(
 # --- Markdown --------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _spread(value: Spread | None, digits: int = 3, factor: float = 1.0) -> str:
-    """Return "median (smallest to largest)", one number if there was one repetition."""
-    if value is None:
-        return ""
-    median, low, high = (f"{factor * v:.{digits}f}" for v in value)
-    return median if low == high else f"{median} ({low} to {high})"
-
-
-def _bytes(value: int | None) -> str:
-    return "" if value is None else size(value)
-
-
 def _decode_tables(report: dict[str, Any]) -> list[str]:
     lines = report["summary"]["decode"]
     reference = report["settings"]["reference"]
@@ -117,11 +106,11 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
         speeds.append(
             [
                 *name,
-                _spread(line["tokens_per_second"], 2),
-                _spread(line["over_reference"]),
-                _spread(line["over_first_depth"]),
-                _spread(line["over_reference_at_limit"]),
-                _spread(line["over_reference_at_0"]),
+                spread_text(line["tokens_per_second"], 2),
+                spread_text(line["over_reference"]),
+                spread_text(line["over_first_depth"]),
+                spread_text(line["over_reference_at_limit"]),
+                spread_text(line["over_reference_at_0"]),
             ]
         )
         if line["limit_depth"] is not None:
@@ -129,8 +118,8 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
                 [
                     *name,
                     str(line["n_compressions"]),
-                    _spread(line["seconds_per_compression"], 2, 1e3),
-                    _spread(line["compress_share"], 2, 100.0),
+                    spread_text(line["seconds_per_compression"], 2, 1e3),
+                    spread_text(line["compress_share"], 2, 100.0),
                     f"{line['smallest_head_budget']} to {line['largest_head_budget']}",
                     str(line["peak_tokens"]),
                 ]
@@ -139,14 +128,14 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
         keys = [n if n.endswith("formula") else f"{n}_bytes" for n in names]
         keys += ["rss_over_model_bytes", "rss_peak_bytes"]
         keys += ["reserved_bytes", "rss_full_batch_bytes"]
-        memory.append([*name, *(_bytes(line[key]) for key in keys)])
+        memory.append([*name, *(bytes_text(line[key]) for key in keys)])
     parts = [
         "## Decoding",
         "Tokens/s, compressions included, and ratios of what was measured in the same repetition: "
         f"to {reference} at the same depth; to the arm itself at its first depth with a full "
         f"cache; to {reference} holding as many tokens as the budgeted cache at its fullest "
         "(budget + buffer); to it when empty.",
-        _table(
+        table(
             [
                 "cache",
                 "depth",
@@ -162,14 +151,14 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
     if compressions:
         parts += [
             "Compressions in the timed tokens:",
-            _table(
+            table(
                 ["cache", "depth", "number", "ms each", "% of time", "head budgets", "most tokens"],
                 compressions,
             ),
         ]
     parts += [
         "## Memory",
-        f"Weights: {_bytes(lines[0]['weights_bytes'])}. Sizes as the engine reports them; "
+        f"Weights: {bytes_text(lines[0]['weights_bytes'])}. Sizes as the engine reports them; "
         '"formula" is (budget + buffer) x bytes of a token\'s rows; a stock cache is made for the '
         'depth and the timed tokens. "Used" is the peak of resident memory less what was resident '
         "once the weights were loaded. Decoding touches a part of the compute buffers only, which "
@@ -177,7 +166,7 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
         'at the end, at the deepest depth. "Reserved" is cache, window, scratch, compute buffers, '
         'and a copy of these logits on the host; "used, full batch" is what was then really '
         "resident.",
-        _table(
+        table(
             ["cache", "depth", "cache", "formula", "window", "scratch", "compute", "used", "peak"]
             + ["reserved", "used, full batch"],
             memory,
@@ -196,7 +185,7 @@ def _turns_table(report: dict[str, Any]) -> list[str]:
             str(line["depth"]),
             line["against"],
             str(line["against_depth"]),
-            _spread(line["speed_ratio"]),
+            spread_text(line["speed_ratio"]),
             str(len(line["ratios"])),
         ]
         for line in lines
@@ -208,7 +197,7 @@ def _turns_table(report: dict[str, Any]) -> list[str]:
         "cache goes back to its depth after every turn. Ratios of tokens/s, compressions included, "
         f"one per buffer of {buffer} tokens: what else the machine does hits all alike. (An "
         f"unpatched build is in a process of its own, opened {N_PAIRS} times for a buffer each.)",
-        _table(["cache", "depth", "against", "depth", "ratio", "buffers"], rows),
+        table(["cache", "depth", "against", "depth", "ratio", "buffers"], rows),
     ]
 
 
@@ -220,12 +209,12 @@ def _prompt_tables(report: dict[str, Any]) -> list[str]:
         [
             line["arm"],
             str(line["n_prompt"]),
-            _spread(line["tokens_per_second"], 2),
-            _spread(line["over_reference"]),
-            _spread(line["over_small_batches"]),
-            _spread(line["first_token_seconds"], 3),
-            _spread(line["first_token_over_reference"]),
-            _spread(line["compress_share"], 2, 100.0),
+            spread_text(line["tokens_per_second"], 2),
+            spread_text(line["over_reference"]),
+            spread_text(line["over_small_batches"]),
+            spread_text(line["first_token_seconds"], 3),
+            spread_text(line["first_token_over_reference"]),
+            spread_text(line["compress_share"], 2, 100.0),
         ]
         for line in lines
     ]
@@ -237,7 +226,7 @@ def _prompt_tables(report: dict[str, Any]) -> list[str]:
         f"Into an empty cache, {N_BATCH} tokens per call. A budgeted cache computes at most a "
         f"buffer of {buffer} tokens at once; stock llama.cpp computes {N_BATCH}, and is shown with "
         f"{buffer}, too.",
-        _table(head, rows),
+        table(head, rows),
     ]
 
 
@@ -248,29 +237,29 @@ def _other_tables(report: dict[str, Any]) -> list[str]:
         rows = [
             [
                 line["arm"],
-                _spread(line["seconds"], 3),
-                _spread(line["base_seconds"], 3),
-                _spread(line["over_llama"]),
+                spread_text(line["seconds"], 3),
+                spread_text(line["base_seconds"], 3),
+                spread_text(line["over_llama"]),
             ]
             for line in summary["load"]
         ]
         head = ["session", "seconds", "llama_cpp.Llama", "ratio of a pair"]
         parts += ["## Loading", "Made in turn in one process, one pair after another."]
-        parts.append(_table(head, rows))
+        parts.append(table(head, rows))
     if summary["llama_bench"]:
         rows = [
             [
                 line["what"],
-                _spread(line["tokens_per_second"], 2),
-                _spread(line["ours"], 2),
-                _spread(line["ours_over_llama_bench"]),
+                spread_text(line["tokens_per_second"], 2),
+                spread_text(line["ours"], 2),
+                spread_text(line["ours_over_llama_bench"]),
             ]
             for line in summary["llama_bench"]
         ]
         parts += [
             "## Against llama-bench",
             f"{report['settings']['reference']}, the same file, threads and batch sizes.",
-            _table(["", "llama-bench, tokens/s", "this benchmark", "ratio"], rows),
+            table(["", "llama-bench, tokens/s", "this benchmark", "ratio"], rows),
         ]
     if summary["errors"]:
         parts.append("## Failed")
@@ -311,7 +300,7 @@ def _scaling_table(report: dict[str, Any]) -> list[str]:
         f"{100 * found['usable_share']:.0f}% of the memory for the model: the longest chain that "
         "the stock cache holds and its speed at the end of it, on this machine's processor; and "
         "the speed of a budgeted cache, at any length, with the speed-up there.",
-        _table(["memory", "stock: tokens", "tokens/s at the end", *arms], rows),
+        table(["memory", "stock: tokens", "tokens/s at the end", *arms], rows),
     ]
 
 
@@ -342,6 +331,7 @@ def markdown(report: dict[str, Any]) -> str:
         "(whole buffers) in a budgeted one, one llama_decode each, random tokens, nothing sampled.",
         *(_decode_tables(report) if report["summary"]["decode"] else []),
         *_turns_table(report),
+        *parallel_table(report),
         *_prompt_tables(report),
         *_other_tables(report),
         *_scaling_table(report),

@@ -46,8 +46,16 @@ def depths_of(arm: Arm, depths: Sequence[int]) -> list[int]:
     return sorted({full[0], full[-1]}, reverse=True) if full else []
 
 
-class _Child:
-    """A process with the contexts of one build."""
+class Child:
+    """A process with the contexts of one build.
+
+    Attributes
+    ----------
+    sizes : list of dict or None
+        `Engine.sizes` of each; None if they could not be opened.
+    error : str or None
+        Why the process failed.
+    """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         environment = dict(os.environ)
@@ -62,7 +70,7 @@ class _Child:
             env=environment,
         )
         self.error: str | None = None
-        self.ask([job.to_json() for job in jobs])
+        self.sizes: list[dict[str, Any]] | None = self.ask([job.to_json() for job in jobs])
 
     def ask(self, request: object) -> Any:
         """Send one line and return the answer; None once the process failed (see `error`)."""
@@ -136,9 +144,9 @@ def _take_turns(
     n_slice = slice_tokens(buffer)
     slices: list[list[tuple[float, float]]] = [[] for _ in group.jobs]
     with ExitStack() as stack:
-        where: dict[int, tuple[_Child, int]] = {}
+        where: dict[int, tuple[Child, int]] = {}
         for members in builds:
-            child = _Child([group.jobs[i] for i in members])
+            child = Child([group.jobs[i] for i in members])
             stack.callback(child.close)
             where |= {i: (child, at) for at, i in enumerate(members)}
         for i_round in range(n_buffers * buffer // n_slice):
@@ -170,8 +178,9 @@ def _take_turns(
 def serve(jobs: Sequence[Job]) -> None:
     """Child's side: open every context, then step the one that each line of stdin names.
 
-    Lines are ``[which context, tokens]``; answers ``[seconds, of these in compressions]``. A stock
-    cache is taken back to its depth after each turn, a budgeted one moves on: it stays full.
+    Lines are ``[which context, steps]``; answers ``[seconds, of these in compressions]``. A stock
+    cache is taken back to its depth after each turn, a budgeted one moves on: it stays full. Every
+    sequence of a context holds the same tokens at first.
     """
     from .engine import Engine
     from .fill import skip
@@ -182,22 +191,24 @@ def serve(jobs: Sequence[Job]) -> None:
         positions: list[int] = []
         for job in jobs:
             engine = stack.enter_context(Engine(job, engines[0] if engines else None))
-            engine.open_context(max(512, job.depth + N_WARM + job.n_tokens))
+            n_warm = N_WARM * job.n_at_once
+            engine.open_context(max(512, job.depth + n_warm + job.n_tokens))
             start = skip(engine)
             engine.read(job.depth - start, start, BLOCK)
+            engine.share()
             engine.step(N_WARM, job.depth)
             engines.append(engine)
-            positions.append(job.depth + N_WARM)
-        print(json.dumps("ready"), flush=True)
+            positions.append(job.depth + n_warm)
+        print(json.dumps([engine.sizes() for engine in engines]), flush=True)
         for line in sys.stdin:
-            i, n_tokens = json.loads(line)
+            i, n_steps = json.loads(line)
             engine = engines[i]
             if engine.job.arm.budget is None:
                 positions[i] = engine.job.depth
                 engine.take_back(positions[i])
             before = engine.stats()
-            seconds = sum(engine.step(n_tokens, positions[i]))
+            seconds = sum(engine.step(n_steps, positions[i]))
             after = engine.stats()
             spent = 0.0 if after is None else (after.compress_us - before.compress_us) / 1e6
-            positions[i] += n_tokens
+            positions[i] += n_steps * engine.job.n_at_once
             print(json.dumps([seconds, spent]), flush=True)

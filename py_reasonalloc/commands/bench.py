@@ -10,6 +10,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +91,18 @@ _MAX_TOKENS = 1 << 20
     metavar="N,N,...|none",
     help=f"Lengths of prompts to read.  [default: {_DEFAULTS['prompts']}]",
 )
+@click.option(
+    "--parallel",
+    metavar="N,N,...",
+    help="Also decode so many sequences side by side in one context, e.g. 1,2,4,8.",
+)
+@click.option(
+    "--parallel-depth",
+    type=click.IntRange(1, _MAX_TOKENS),
+    default=4096,
+    show_default=True,
+    help="Tokens that each sequence of a stock cache then has.",
+)
 @click.option("--repeat", type=click.IntRange(1, 100), help="Repetitions.  [default: 3]")
 @threads_option(default="  [default: all]")
 @click.option(
@@ -115,7 +129,7 @@ _MAX_TOKENS = 1 << 20
 @click.option(
     "--parts",
     metavar="PART,...",
-    help="Measure only some of: decode, memory, turns, prompt, load.  [default: all]",
+    help="Measure only some of: decode, memory, turns, prompt, load, parallel.  [default: all]",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write everything as JSON.")
 @click.option("--plot", metavar="FILE", help="Draw tokens/s by depth: .png, .svg or .pdf.")
@@ -189,7 +203,10 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     unpatched, bench = arguments["unpatched"], arguments["llama_bench"]
     if unpatched is not None and not Path(unpatched).is_dir():
         raise ConfigError(f"--unpatched {unpatched}: no such folder")
+    parallel = _parallel(arguments, parts)
     options: dict[str, Any] = {
+        "parallel": parallel,
+        "parallel_depth": arguments["parallel_depth"],
         "depths": depths,
         "budgets": _numbers("budgets", chosen("budgets"), 1),
         "stock_types": stock,
@@ -218,6 +235,26 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     return settings
 
 
+def _parallel(arguments: dict[str, Any], parts: Sequence[str]) -> tuple[int, ...]:
+    """Return the numbers of sequences, ascending; () for none."""
+    from ..bench.measure import PARALLEL
+
+    text = arguments["parallel"]
+    if text is None:
+        if arguments["parts"] is not None and PARALLEL in parts:
+            raise ConfigError(f"--parts {PARALLEL} needs --parallel N,N,..., e.g. 1,2,4,8")
+        return ()
+    if PARALLEL not in parts:
+        raise ConfigError(f"--parallel: --parts leaves {PARALLEL} out")
+    from llama_cpp import llama_cpp as bindings
+
+    numbers = _numbers("parallel", text, 1)
+    most = int(bindings.llama_max_parallel_sequences())
+    if not numbers or numbers[-1] > most:
+        raise ConfigError(f"--parallel {text}: every number must be 1 to {most}")
+    return numbers
+
+
 def _n_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -227,18 +264,24 @@ def _n_processors() -> int:
 def _run(arguments: dict[str, Any], settings: Settings) -> int:
     from ..bench.measure import measure, plan, plan_turns
     from ..bench.models import DEFAULT_WEIGHTS
+    from ..bench.parallel import measure_group, plan_parallel
     from ..bench.report import build, markdown
 
     weights = None if arguments["shape"] not in SHAPES else arguments["weights"] or DEFAULT_WEIGHTS
     shape = Path(arguments["shape"]).name
     rows: list[Row] = []
     is_interrupted = False
-    n_jobs = len(plan(settings)) + len(plan_turns(settings)) + (settings.llama_bench is not None)
+    others = [
+        partial(measure_group, group, settings.n_buffers, settings.buffer)
+        for group in plan_parallel(settings)
+    ]
+    n_jobs = len(plan(settings)) + len(plan_turns(settings)) + len(others)
+    n_jobs += settings.llama_bench is not None
     n_jobs *= settings.repeat
     bar = click.progressbar(length=n_jobs, label="measuring", file=sys.stderr)
     with bar as progress:
         try:
-            measure(settings, rows, lambda: progress.update(1))
+            measure(settings, rows, lambda: progress.update(1), others)
         except KeyboardInterrupt:
             is_interrupted = True
     if all("error" in row for row in rows):
@@ -269,6 +312,8 @@ def _command(arguments: dict[str, Any]) -> str:
             words.append(option)
         elif name in ("llama_bench", "unpatched") and value is not None:
             words += [option, Path(value).name]
+        elif name == "parallel_depth" and arguments["parallel"] is None:
+            continue
         elif name not in ("shape", "json_file", "plot", "markdown") and value not in (None, False):
             words += [option, str(value)]
     return shlex.join(words)

@@ -114,6 +114,14 @@ def _list_methods(context: click.Context, _: click.Parameter, is_wanted: bool) -
     help="Of sampling and random eviction.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: 1]")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Texts that are decoded side by side in one context; the rows are the same.",
+)
 @threads_option(" of each process")
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."
@@ -150,6 +158,8 @@ def main(**arguments: Any) -> int:
     from ..eval.results.file import ResultsFile, read_results
     from .eval_report import print_report
 
+    if arguments["parallel"] > 1 and (arguments["jobs"] or 1) > 1:
+        raise ConfigError("--parallel decodes in one process: leave out --jobs")
     path = Path(arguments["output"])
     if path.exists() and not path.is_file():
         raise ConfigError(f"{path}: not a regular file: results are read back from it")
@@ -157,20 +167,27 @@ def main(**arguments: Any) -> int:
     there = read_results(path, keep_texts=False) if path.exists() else None
     plan = make_plan(arguments, there if there is not None and there.rows else None)
     if servers is not None:
-        for option in ("jobs", "threads"):
-            if arguments[option] is not None:
+        for option, default in (("jobs", None), ("threads", None), ("parallel", 1)):
+            if arguments[option] != default:
                 raise ConfigError(f"--{option} is of this machine, --server lets others decode")
         done = [row.key for row in there.rows] if there is not None else []
         check_servers(plan.job, plan.tasks(done), servers)
+    n_jobs, n_parallel = arguments["jobs"] or 1, arguments["parallel"]
     methods = [arm.method for arm in plan.arms]
     is_mixed = arguments["mix_versions"]
     with ResultsFile.open(path, plan.settings, methods, plan.profiles, is_mixed) as results:
-        _work(plan, results, arguments["jobs"] or 1, servers)
+        _work(plan, results, n_jobs, n_parallel, servers)
     print_report([path])
     return 0
 
 
-def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: list[Server] | None) -> None:
+def _work(
+    plan: Plan,
+    results: ResultsFile,
+    n_jobs: int,
+    n_parallel: int,
+    servers: list[Server] | None,
+) -> None:
     """Decode what is left; each row goes into the file as it comes."""
     from .eval_progress import Progress
 
@@ -178,7 +195,7 @@ def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: list[Server] |
     done = [row for row in results.done.values() if (row.method, row.budget) in plan.arms]
     with (
         Progress(len(tasks), len(plan.arms), done) as progress,
-        closing(_solve(plan, tasks, n_jobs, servers)) as rows,
+        closing(_solve(plan, tasks, n_jobs, n_parallel, servers)) as rows,
     ):
         for row in rows:
             results.append(row)
@@ -186,7 +203,11 @@ def _work(plan: Plan, results: ResultsFile, n_jobs: int, servers: list[Server] |
 
 
 def _solve(
-    plan: Plan, tasks: Sequence[Task], n_jobs: int, servers: list[Server] | None
+    plan: Plan,
+    tasks: Sequence[Task],
+    n_jobs: int,
+    n_parallel: int,
+    servers: list[Server] | None,
 ) -> Generator[Row, None, None]:
     from ..engine.log import LogCapture
     from ..eval.decode.run import solve_here, solve_in_processes
@@ -196,6 +217,10 @@ def _solve(
             from ..eval.remote.servers import solve_on_servers
 
             yield from solve_on_servers(plan.job, tasks, servers)
+        elif n_parallel > 1 and tasks:
+            from ..eval.decode.side_by_side import solve_side_by_side
+
+            yield from solve_side_by_side(plan.job, tasks, n_parallel)
         elif n_jobs > 1 and len(tasks) > 1:
             yield from solve_in_processes(plan.job, tasks, min(n_jobs, len(tasks)))
         else:

@@ -20,6 +20,7 @@ from ..output.console import EXIT_INTERRUPTED, run_command
 from ..task.shipped import DEMO
 from .run_options import budget_options, model_options, prompt_options, sampling_options
 from .run_request import prompt_text, run_options
+from .run_samples import check_samples, run_samples, samples_options
 
 if TYPE_CHECKING:
     from ..run.runner import RunOptions
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Show budgets of layers and heads and what is evicted, on the terminal of standard error.",
 )
+@samples_options
 @click.option("--dry-run", is_flag=True, help="Load no weights; print what the run would take.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
 @click.version_option(__version__)
@@ -71,6 +73,7 @@ def main(**arguments: Any) -> int:
     Ctrl-C ends the text, prints the summary and exits with 130; a second one exits at once.
     """
     is_demo = arguments["model"] == DEMO
+    check_samples(arguments)
     if arguments["watch"]:
         _check_watch(arguments)
     options = run_options(arguments, is_demo)
@@ -87,6 +90,8 @@ def main(**arguments: Any) -> int:
         return _dry_run(options, text, arguments["as_json"])
     if text is None and options.chain is None:
         raise ConfigError("no prompt: pass -p TEXT or -f FILE, or pipe it to standard input")
+    if options.n_samples > 1:
+        return run_samples(options, text, is_demo, arguments["vote"], arguments["as_json"])
     if arguments["watch"]:
         return _watch(options, text, arguments["as_json"])
     return _run(options, text, arguments["as_json"])

@@ -102,6 +102,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
         kv_type=kv_type,
         n_ctx=arguments["ctx"] or 0,
         max_tokens=arguments["max_tokens"],
+        n_samples=arguments["samples"],
         n_threads=arguments["threads"] or 0,
         n_gpu_layers=arguments["gpu_layers"],
         sampling=_filled(Sampling, {**arguments, "temp": temp, "seed": seed}),

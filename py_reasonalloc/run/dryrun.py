@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine.stats import engine_stats
 from ..session.reason_llama import ReasonLlama
 from .options import Plan, RunOptions, session_arguments
 
@@ -49,9 +50,12 @@ class DryRun:
     layer_bytes : tuple of int
         K and V of each layer; 0 for one without attention. Empty for the stock cache.
     layer_capacity : tuple of tuple of int
-        Tokens that each head of each layer can hold. Empty for the stock cache.
+        Tokens that each head of each layer can hold of one text. Empty for the stock cache.
     full_kv_bytes, full_compute_bytes : int
-        The stock cache for `n_tokens` tokens, and the compute buffers that go with it.
+        The stock cache for `n_samples` texts of `n_tokens` tokens, and the compute buffers that go
+        with it.
+    n_samples : int
+        Texts side by side; all bytes are those of all of them.
     """
 
     n_prompt: int
@@ -67,6 +71,7 @@ class DryRun:
     layer_capacity: tuple[tuple[int, ...], ...]
     full_kv_bytes: int
     full_compute_bytes: int
+    n_samples: int = 1
 
 
 def dry_run(options: RunOptions, plan: Plan) -> DryRun:
@@ -89,12 +94,12 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
     else:
         with _open(options, plan, plan.n_ctx) as llama:
             use = llama.memory_use()
-            stats = llama.kv_stats()
+            layers, stats = llama.kv_stats().layers, engine_stats(llama.ctx, -1)
         kv_bytes, window_bytes = stats.kv_bytes, stats.window_bytes
         stock_bytes = stats.stock_bytes
-        capacity = tuple(tuple(head.capacity for head in layer) for layer in stats.layers)
+        capacity = tuple(tuple(head.capacity for head in layer) for layer in layers)
         layer_bytes = tuple(
-            sum(head.capacity * head.row_bytes for head in layer) for layer in stats.layers
+            stats.n_seq * sum(head.capacity * head.row_bytes for head in layer) for layer in layers
         )
     return DryRun(
         n_prompt=len(plan.prompt),
@@ -115,6 +120,7 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
         layer_capacity=capacity,
         full_kv_bytes=full.context_bytes,
         full_compute_bytes=full.compute_bytes,
+        n_samples=options.n_samples,
     )
 
 

@@ -49,6 +49,8 @@ class RunOptions:
         Context, tokens; 0: as trained with a budget, as long as the text can get without.
     max_tokens : int
         Most tokens to generate; 0: as many as the context holds.
+    n_samples : int
+        Texts that are decoded side by side, each in a sequence of its own.
     n_threads : int
         0: what llama_cpp chooses.
     n_gpu_layers : int
@@ -95,6 +97,7 @@ class RunOptions:
     kv_type: str = "f16"
     n_ctx: int = 0
     max_tokens: int = 0
+    n_samples: int = 1
     n_threads: int = 0
     n_gpu_layers: int = 0
     sampling: Sampling = field(default_factory=Sampling)
@@ -190,8 +193,11 @@ def plan_run(options: RunOptions, text: str | None) -> Plan:
 
 
 def session_arguments(options: RunOptions, plan: Plan, n_ctx: int) -> dict[str, Any]:
-    """Return the arguments of `ReasonLlama` for a run in a context of that many tokens."""
+    """Return the arguments of `ReasonLlama` for texts of that many tokens each."""
+    if options.config is None:
+        n_ctx *= options.n_samples  # sequences of a stock cache share its rows
     arguments: dict[str, Any] = {
+        "n_seq_max": options.n_samples,
         "model_path": options.model,
         "budget": options.config,
         "n_ctx": n_ctx,

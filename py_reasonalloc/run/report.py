@@ -9,7 +9,7 @@ from .allocation import allocation
 from .dryrun import DryRun
 from .options import RunOptions
 
-#: Why a text ended.
+#: Why a text ended, for people.
 STOPS = {
     "stop": "the model ended its text",
     "stop_string": "a text of --stop",
@@ -91,9 +91,10 @@ def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None)
     """Return the table that ``--dry-run`` prints; `asked`: see `split`."""
     config = options.config
     name = "stock cache" if config is None else f"cache, budget {config.budget} + {config.buffer}"
+    times = f"{result.n_samples} x " if result.n_samples > 1 else ""
     rows = [
         ("weights", result.weights_bytes),
-        (f"{name} ({options.kv_type})", result.kv_bytes),
+        (f"{times}{name} ({options.kv_type})", result.kv_bytes),
         ("observation window", result.window_bytes),
         *([("windows and recurrent states", result.stock_bytes)] if result.stock_bytes else []),
         ("scratch of compressions", result.scratch_bytes),
@@ -110,7 +111,8 @@ def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None)
         out.append("cache by layer (tokens that each KV head can hold)")
         for il, (n_bytes, heads) in enumerate(zip(result.layer_bytes, result.layer_capacity)):
             out.append(_row(f"  layer {il}", n_bytes) + "  " + _capacities(heads))
-    out.append(_row(f"full cache for {result.n_tokens} tokens", result.full_kv_bytes))
+    full = f"full cache for {times}{result.n_tokens} tokens"
+    out.append(_row(full, result.full_kv_bytes))
     out.append(_row("  its compute buffers", result.full_compute_bytes))
     return "\n".join(out)
 

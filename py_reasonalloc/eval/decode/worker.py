@@ -203,7 +203,7 @@ class Decoder:
         return text, {
             "n_prompt": len(prompt),
             "n_generated": len(generation.tokens),
-            "stop": rows.LOOP if is_loop else _STOPS[generation.stop_reason or LENGTH],
+            "stop": rows.LOOP if is_loop else STOPS[generation.stop_reason or LENGTH],
             "prompt_seconds": timing.prompt_seconds,
             "decode_seconds": timing.decode_seconds,
             **measure_cache(llama),
@@ -279,24 +279,33 @@ class Worker:
         self._decoder.close()
 
 
-_STOPS = {STOP: rows.END, LENGTH: rows.LENGTH, CONTEXT: rows.LENGTH}
+#: Why a session's text ended -> `Row.stop`.
+STOPS = {STOP: rows.END, LENGTH: rows.LENGTH, CONTEXT: rows.LENGTH}
 
 
 def measure_cache(llama: ReasonLlama) -> dict[str, Any]:
     """Return the engine's counts of the text that a session holds, as fields of `Row`."""
     if llama.config is None:
-        n_cached = llama.n_cached()
-        return {
-            "n_protect": None,
-            "peak_tokens": n_cached,
-            "kv_bytes": llama.memory_use().context_bytes // llama.n_ctx() * n_cached,
-            "n_evicted": 0,
-            "n_compressions": 0,
-            "compress_seconds": 0.0,
-        }
-    stats = engine_stats(llama.ctx)
+        return full_counts(llama, llama.n_cached())
+    return budget_counts(engine_stats(llama.ctx), llama.n_protect)
+
+
+def full_counts(llama: ReasonLlama, n_cached: int) -> dict[str, Any]:
+    """Return what `n_cached` tokens in a stock cache take, as fields of `Row`."""
     return {
-        "n_protect": llama.n_protect,
+        "n_protect": None,
+        "peak_tokens": n_cached,
+        "kv_bytes": llama.memory_use().context_bytes // llama.n_ctx() * n_cached,
+        "n_evicted": 0,
+        "n_compressions": 0,
+        "compress_seconds": 0.0,
+    }
+
+
+def budget_counts(stats: Any, n_protect: int) -> dict[str, Any]:
+    """Return the counts of a sequence, its ra_stats, as fields of `Row`."""
+    return {
+        "n_protect": n_protect,
         "peak_tokens": stats.peak_tokens,
         "kv_bytes": stats.kv_bytes,
         "n_evicted": stats.n_evicted,

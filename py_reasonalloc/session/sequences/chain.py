@@ -45,6 +45,8 @@ class Chain:
         Of the prompt, not read anew: copied from another chain or a snapshot.
     thinking : Thinking or None
         What is known about its thinking, if that is limited.
+    stats : ra_stats or None
+        Of its sequence when it ended; None before, with the stock cache, and if it never had one.
     made, started, first, ended : float or None
         time.perf_counter() when it was asked for, got a sequence, had its first token, ended.
     """
@@ -59,6 +61,7 @@ class Chain:
         self.seq_id: int | None = None
         self.n_read = 0
         self.n_reused = 0
+        self.stats: Any = None
         self.made = time.perf_counter()
         self.started: float | None = None
         self.first: float | None = None

@@ -333,7 +333,8 @@ class Sequences:
         """Free a chain's sequence; those that wanted its prompt read it themselves."""
         if chain.seq_id is not None:
             if self._llama.config is not None:
-                self.counts.add_cache(sequence_stats(self._llama.ctx, chain.seq_id))
+                chain.stats = sequence_stats(self._llama.ctx, chain.seq_id)
+                self.counts.add_cache(chain.stats)
             self._cells.empty(chain.seq_id)
             del self._live[chain.seq_id]
         elif chain in self._waiting:
