@@ -90,7 +90,7 @@ def main(**arguments: Any) -> int:
         return _dry_run(options, text, arguments["as_json"])
     if text is None and options.chain is None:
         raise ConfigError("no prompt: pass -p TEXT or -f FILE, or pipe it to standard input")
-    if options.n_samples > 1:
+    if options.n_samples > 1 and text is not None:
         return run_samples(options, text, is_demo, arguments["vote"], arguments["as_json"])
     if arguments["watch"]:
         return _watch(options, text, arguments["as_json"])
