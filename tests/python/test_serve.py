@@ -55,7 +55,7 @@ def ask(client, server, prompt: str, **options):
 def test_sixteen_clients_at_once_get_the_answers_of_single_calls(server, client) -> None:
     def one(i: int) -> tuple[str, str, str]:
         sampling = GREEDY if i % 2 else {"temperature": 0.7, "seed": i}
-        done = ask(client, server, PROMPTS[i // 2], max_tokens=150, **sampling)
+        done = ask(client, server, PROMPTS[i // 2], max_tokens=90, **sampling)
         choice = done.choices[0]
         return choice.message.content, choice.message.reasoning_content, choice.finish_reason
 
