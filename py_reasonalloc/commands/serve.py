@@ -137,8 +137,8 @@ def _serve(options: RunOptions, arguments: dict[str, Any]) -> int:
         plan = plan_run(options, None)
         options = settle(options, plan)
         n_ctx = plan.n_ctx * (n_parallel if options.config is None else 1)
-        asked = session_arguments(options, plan, n_ctx)
-        with ReasonLlama(**asked, n_seq_max=n_parallel) as llama:
+        asked = session_arguments(options, plan, n_ctx) | {"n_seq_max": n_parallel}
+        with ReasonLlama(**asked) as llama:
             serve(llama, serving, click.echo)
     return 0
 

@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..session.marks import Thoughts, held_back
 from ..session.sequences.request import TokenLogprob
 
 
@@ -30,71 +31,6 @@ class Delta:
     reasoning: str = ""
     logprobs: list[tuple[TokenLogprob, int]] = field(default_factory=list)
     finish: str | None = None
-
-
-def held_back(text: str, wanted: Sequence[str]) -> int:
-    """Return how many characters at the end of a text may be the beginning of a wanted one."""
-    longest = max((len(one) for one in wanted), default=0)
-    for n in range(min(longest - 1, len(text)), 0, -1):
-        if any(one.startswith(text[-n:]) for one in wanted if len(one) > n):
-            return n
-    return 0
-
-
-class Splitter:
-    """Tells thinking from the answer: one block of it at the beginning, between two tags.
-
-    Parameters
-    ----------
-    start, end : str
-        The tags.
-    is_open : bool
-        The prompt has opened it already.
-    """
-
-    def __init__(self, start: str, end: str, is_open: bool) -> None:
-        self._start, self._end = start, end
-        self._state = "thinking" if is_open or not start else "beginning"
-        self._text = ""
-        self._is_fresh = True  # nothing but white space was in this part yet
-
-    def feed(self, text: str, is_end: bool = False) -> tuple[str, str]:
-        """Take more text; return what is sure to be thinking, and answer."""
-        self._text += text
-        reasoning = ""
-        if self._state == "beginning":
-            begun = self._text.lstrip()
-            if begun.startswith(self._start):
-                self._state, self._text = "thinking", begun[len(self._start) :]
-            elif is_end or not self._start.startswith(begun):
-                self._state, self._is_fresh = "answer", False
-            else:
-                return "", ""
-        if self._state == "thinking":
-            reasoning = self._think(is_end)
-            if self._state == "thinking":
-                return reasoning, ""
-        answer, self._text = self._fresh(self._text), ""
-        return reasoning, answer
-
-    def _think(self, is_end: bool) -> str:
-        self._text = self._fresh(self._text)
-        found = self._text.find(self._end)
-        if found >= 0:
-            part, self._text = self._text[:found], self._text[found + len(self._end) :]
-            self._state, self._is_fresh = "answer", True
-            return part.rstrip()
-        n = 0 if is_end else held_back(self._text, [self._end])
-        part = self._text[: len(self._text) - n]
-        kept = len(part.rstrip()) if not is_end else len(part)
-        part, self._text = part[:kept], self._text[kept:]
-        return part
-
-    def _fresh(self, text: str) -> str:
-        if self._is_fresh:
-            text = text.lstrip()
-            self._is_fresh = not text
-        return text
 
 
 class Writer:
@@ -133,7 +69,7 @@ class Writer:
         self.index, self.is_stopped, self.n_tokens = index, False, 0
         self._pieces, self._special, self._stops = pieces, special, list(stops)
         self._tags = [tag.encode() for tag in tags or () if tag]
-        self._splitter = None if tags is None else Splitter(*tags, is_open)
+        self._thoughts = Thoughts(tags, is_open)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
         self._n_out = 0  # characters handed on
@@ -167,7 +103,8 @@ class Writer:
         if found and not self.is_stopped:
             self.is_stopped, self._held = True, self._held[: min(found)]
         is_over = is_end or self.is_stopped
-        n = len(self._held) - (0 if is_over else held_back(self._held, self._stops))
+        n_held = max((held_back(self._held, stop) for stop in self._stops), default=0)
+        n = len(self._held) - (0 if is_over else n_held)
         ready, self._held = self._held[:n], self._held[n:]
         self._n_out += n
         delta = Delta(self.index)
@@ -177,8 +114,9 @@ class Writer:
             self._pending = []
         else:
             self._pending = self._pending[len(delta.logprobs) :]
-        if self._splitter is None:
-            delta.text = ready
-        else:
-            delta.reasoning, delta.text = self._splitter.feed(ready, is_over)
+        parts = self._thoughts.feed(ready)
+        if is_end:
+            parts += self._thoughts.rest()
+        delta.reasoning = "".join(text for text, is_thinking in parts if is_thinking)
+        delta.text = "".join(text for text, is_thinking in parts if not is_thinking)
         return delta

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_cpp import llama_cpp as bindings
-
 from ..engine import bindings as c
 from ..engine.errors import ConfigError, ReasonAllocError
 from ..engine.prompts import RESERVED, chat_template, render_chat, tokenize
 from ..session.config import BudgetConfig
 from ..session.sequences.request import Request
 from ..session.steering import Sampling
-from ..session.thinking import TAGS, ThinkLimit, thinking_tags
+from ..session.thinking import known_tags
 from .errors import ApiError, bad_value, too_long
 from .grammar import asked_grammar
 from .schema import ChatBody, CompletionBody, Tool
@@ -101,7 +99,7 @@ class Planner:
         self._model, self._config = llama._model, llama.config
         self._n_vocab: int = llama.n_vocab()
         self._pieces, self._special = llama.pieces(), llama.pieces(special=True)
-        self._tags = self._thinking()
+        self._tags = known_tags(llama._model)
 
     @property
     def n_vocab(self) -> int:
@@ -111,20 +109,6 @@ class Planner:
     def piece(self, token: int) -> bytes:
         """Return the bytes of a token, control tokens spelled out."""
         return self._special[token]
-
-    def _thinking(self) -> tuple[str, str] | None:
-        """Return the tags between which the model's template lets it think, if it does."""
-        template = chat_template(self._model)
-        if template is None:
-            return None
-        tags = thinking_tags(self._model, ThinkLimit(0))
-        known = [pair for pair in TAGS if pair[1] == tags[1]]
-        is_used = tags[1] in template or any(tags[1].encode() == p for p in self._closers())
-        return known[0] if known and is_used else None
-
-    def _closers(self) -> list[bytes]:
-        closing = [tokenize(self._model, end.encode(), False) for _, end in TAGS]
-        return [self._special[tokens[0]] for tokens in closing if len(tokens) == 1]
 
     # --- prompts ---------------------------------------------------------------------------------
 
@@ -335,10 +319,6 @@ class Planner:
             bias[int(text)] = value
         return bias
 
-    def is_end(self, token: int) -> bool:
-        """Return whether a token ends a text."""
-        return bool(bindings.llama_vocab_is_eog(self._model.vocab, token))
-
 
 def _check_protect(config: BudgetConfig, n_protect: int) -> None:
     """Raise BudgetError if a budget cannot hold so many protected tokens."""
@@ -379,7 +359,9 @@ def _sampling(body: Any) -> Sampling:
     try:
         return Sampling(
             temp=body.temperature,
+            top_k=body.top_k,
             top_p=body.top_p,
+            min_p=body.min_p,
             seed=seed % (2**32 - 1),
             repeat_penalty=body.repeat_penalty,
             presence_penalty=body.presence_penalty or 0.0,
@@ -390,5 +372,5 @@ def _sampling(body: Any) -> Sampling:
 
 
 def _draw(body: Any) -> dict[str, Any]:
-    names = ("top_k", "min_p", "mirostat_mode", "mirostat_tau", "mirostat_eta")
+    names = ("mirostat_mode", "mirostat_tau", "mirostat_eta")
     return {name: getattr(body, name) for name in names}

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from py_reasonalloc.serve.text import Delta, Splitter, Writer, held_back  # noqa: E402
+from py_reasonalloc.serve.text import Delta, Writer  # noqa: E402
 from py_reasonalloc.session.sequences.request import TokenLogprob  # noqa: E402
 
 BYTES = {i: bytes([i]) for i in range(256)}
@@ -73,10 +73,10 @@ def test_stop_strings_at_random() -> None:
 @pytest.mark.parametrize(
     ("text", "is_open", "expected"),
     [
-        ("<think>\nwhy\n</think>\n\nbecause", False, ("why", "because")),
-        ("  <think>a</think>b", False, ("a", "b")),
-        ("no <think>tags</think>", False, ("", "no <think>tags</think>")),
-        ("still\n\nhere </think> end", True, ("still\n\nhere", "end")),
+        ("<think>\nwhy\n</think>\n\nbecause", False, ("why\n", "because")),
+        ("\n\n<think>a</think>b", False, ("a", "b")),
+        ("so <think>hm</think>ok", False, ("hm", "so ok")),
+        ("still\n\nhere</think> end", True, ("still\n\nhere", " end")),
         ("never ends", True, ("never ends", "")),
         ("<think>a < b</thin", False, ("a < b</thin", "")),
         ("<thi", False, ("", "<thi")),
@@ -87,8 +87,6 @@ def test_stop_strings_at_random() -> None:
 def test_thinking(text, is_open, expected) -> None:
     _, deltas = write(text, (), TAGS, is_open)
     assert joined(deltas) == expected
-    splitter = Splitter(*TAGS, is_open)
-    assert splitter.feed(text, is_end=True) == expected  # in one piece
 
 
 def test_characters_stay_whole() -> None:
@@ -106,10 +104,3 @@ def test_log_probabilities_go_with_their_text() -> None:
     _, deltas = write("x€y", logprobs=True)
     found = [(one.token, at) for delta in deltas for one, at in delta.logprobs]
     assert found == [(0x78, 0), (0xE2, 1), (0x82, 1), (0xAC, 1), (0x79, 2)]
-
-
-def test_held_back() -> None:
-    assert held_back("abc", ["cd"]) == 1
-    assert held_back("abc", ["bcd", "cd"]) == 2
-    assert held_back("abc", ["abc"]) == 0
-    assert held_back("abc", []) == 0

@@ -108,7 +108,9 @@ def _sampler(llama: Any, request: Request) -> Any:
     try:
         sampler = llama._init_sampler(
             **{**DRAW, **request.draw},
+            top_k=sampling.top_k,
             top_p=sampling.top_p,
+            min_p=sampling.min_p,
             temp=sampling.temp,
             repeat_penalty=sampling.repeat_penalty,
             presence_penalty=sampling.presence_penalty,

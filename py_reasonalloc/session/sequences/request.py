@@ -14,10 +14,8 @@ from ..config import MAX_TOKENS, check_float, check_int
 from ..steering import Sampling
 from ..thinking import ThinkLimit
 
-#: Arguments of `llama_cpp.Llama.generate` that `Request.draw` takes, with `Generation`'s values.
+#: Arguments of `llama_cpp.Llama.generate` that `Request.draw` takes: what `Sampling` has not.
 DRAW: dict[str, float] = {
-    "top_k": 0,
-    "min_p": 0.0,
     "typical_p": 1.0,
     "mirostat_mode": 0,
     "mirostat_tau": 5.0,
