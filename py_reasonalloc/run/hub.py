@@ -63,10 +63,13 @@ def choose_file(names: list[str], pattern: str) -> list[str]:
     elif len(firsts) > 1:
         firsts = [name for name in firsts if PREFERRED.lower() in name.lower()]
     if len(firsts) != 1:
-        found = ", ".join(sorted(firsts or models)[:12]) or "none"
-        what = f"FILE = {pattern!r}" if pattern else "no FILE"
-        several = "several" if firsts else "no"
-        raise ModelFileError(f"{what} means {several} GGUF file of the repository; it has: {found}")
+        if not models:
+            raise ModelFileError("the repository has no GGUF file")
+        found = ", ".join(sorted(firsts or models)[:12])
+        if not pattern:
+            raise ModelFileError(f"REPO:FILE must say which file: {found}")
+        several = "several files" if firsts else "no GGUF file of the repository"
+        raise ModelFileError(f"FILE = {pattern!r} means {several}: {found}")
     (first,) = firsts
     part = _PART.search(first)
     if part is None:

@@ -17,7 +17,7 @@ from conftest import ROOT, TIMEOUT
 
 from py_reasonalloc import ReasonLlama
 from py_reasonalloc.engine.errors import ConfigError, ModelFileError
-from py_reasonalloc.run.hub import choose_file
+from py_reasonalloc.run.hub import check_hub, choose_file
 from py_reasonalloc.session.marks import StopStrings
 
 FAILURE, USAGE = 1, 2
@@ -246,9 +246,10 @@ def test_which_file_of_a_repository(pattern, wanted) -> None:
 @pytest.mark.parametrize(
     ("names", "pattern", "reason"),
     [
-        (NAMES, "*Q*", "means several GGUF file.*m-Q4_K_M.gguf, m-Q8_0.gguf"),
+        (NAMES, "*Q*", "means several files: m-Q4_K_M.gguf, m-Q8_0.gguf"),
         (NAMES, "*q2*", "FILE = '\\*q2\\*' means no GGUF file"),
-        (NAMES[:1], "", "it has: none"),
+        (NAMES[:1], "", "the repository has no GGUF file"),
+        (NAMES[1:2] + NAMES[3:], "", "REPO:FILE must say which file: big/"),
         (NAMES[:4], "*f16*", "00002-of-00002.gguf is not in the repository"),
     ],
 )
@@ -322,31 +323,47 @@ def hub(monkeypatch, tmp_path):
     server.server_close()
 
 
+def hub_models(*specs: str) -> list[str]:
+    """Return the path or the error for each; huggingface_hub reads its settings when imported."""
+    code = (
+        "import sys\nfrom py_reasonalloc.run.hub import hub_model\n"
+        "for spec in sys.argv[1:]:\n"
+        "    try: print(hub_model(spec))\n"
+        "    except ValueError as error: print(f'{type(error).__name__}: {error}')"
+    )
+    command = [sys.executable, "-c", code, *specs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout.splitlines()
+
+
 def test_a_model_from_the_hub(cli, hub, parts, demo_model, monkeypatch) -> None:
     hub.files = {f"f16/{part.name}": part.read_bytes() for part in parts}
     hub.files["demo-q8.gguf"] = demo_model.read_bytes()
     common = ("-p", "Given P is three; P plus five gives W. What is W?", "--temp", 0, "--json")
-    whole = found(cli(demo_model, *common))
-    taken = found(cli("--hf", "own/er:demo-q8.gguf", *common))
-    assert taken["text"] == whole["text"] and taken["model"].endswith("demo-q8.gguf")
-    assert found(cli("--hf", "own/er:*-of-*", *common))["text"] == whole["text"]
-    for spec, reason in {"own/er": "no FILE means", "no/one": "no/one: cannot be taken"}.items():
-        done = cli("--hf", spec, *common)
-        assert (done.returncode, done.stdout) == (FAILURE, "")
-        assert len(done.stderr.splitlines()) == 1 and reason in done.stderr
+    taken = found(cli("--hf", "own/er:*-of-*", *common))
+    assert taken["text"] == found(cli(demo_model, *common))["text"]
+    assert taken["model"].endswith(parts[0].name)
+    whole, none, missing = hub_models("own/er:demo-q8.gguf", "own/er", "no/one")
+    assert Path(whole).read_bytes() == demo_model.read_bytes()
+    assert none.startswith("ModelFileError: own/er: REPO:FILE must say which file: demo-q8")
+    assert missing.startswith("ModelFileError: no/one: cannot be taken from the hub: ")
     # what is in the cache needs no hub
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert found(cli("--hf", "own/er:demo-q8.gguf", *common))["text"] == whole["text"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    again, other = hub_models("own/er:demo-q8.gguf", "own/er:other.gguf")
+    assert again == whole and other.startswith("ModelFileError: own/er: cannot be taken")
 
 
 def test_checks_of_the_hub_name(cli) -> None:
     for spec in ("noslash", "a/b/c", "a b/c", ":f.gguf"):
-        done = cli("--hf", spec, "-p", "hi")
-        assert (done.returncode, done.stdout) == (USAGE, "")
-        assert "is not REPO[:FILE]" in done.stderr and len(done.stderr.splitlines()) == 1
+        with pytest.raises(ConfigError, match=r"is not REPO\[:FILE\]"):
+            check_hub(spec)
+    done = cli("--hf", "noslash", "-p", "hi")
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert "is not REPO[:FILE]" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_empty_stop_in_python() -> None:
+def test_sampling_in_python() -> None:
     with pytest.raises(ConfigError):
         from py_reasonalloc.session.steering import Sampling
 

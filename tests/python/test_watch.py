@@ -81,7 +81,8 @@ def terminal():
     def start(line: str, *arguments: str, lines: int = 40):
         child = pexpect.spawn(
             "bash",
-            ["-c", line, *arguments],
+            # pexpect sets the size when the child runs already: on a busy machine too late
+            ["-c", f"stty rows {lines} cols 100; {line}", *arguments],
             env={**os.environ, "TERM": "xterm-256color"},
             dimensions=(lines, 100),
             encoding="utf-8",
