@@ -61,12 +61,11 @@ def _answer(llama: Any, prompt: Sequence[int], n: int) -> tuple[float, list[int]
 
 def _conversation(llamas: Sequence[Any], n_tokens: int, seed: int) -> dict[str, list[float]]:
     """Return case -> seconds to the first token of each session."""
-    rng, first_of_two = random.Random(seed), llamas[0]
-    turn = _tokens(first_of_two, n_tokens - N_MESSAGE - N_ANSWER + N_THOUGHT, rng, True)
-    answers = [_answer(llama, turn, N_ANSWER)[1] for llama in llamas]
-    kept = answers[0][N_THOUGHT:]
-    message = _tokens(first_of_two, N_MESSAGE, rng, False)
-    corrected = message[: N_MESSAGE // 2] + _tokens(first_of_two, N_MESSAGE // 2, rng, False)
+    rng, talker = random.Random(seed), llamas[0]
+    turn = _tokens(talker, n_tokens - N_MESSAGE - N_ANSWER + N_THOUGHT, rng, True)
+    kept = _answer(talker, turn, N_ANSWER)[1][N_THOUGHT:]  # the other has nothing to gain from it
+    message = _tokens(talker, N_MESSAGE, rng, False)
+    corrected = message[: N_MESSAGE // 2] + _tokens(talker, N_MESSAGE // 2, rng, False)
     prompts = (turn + kept + message, turn + kept + message, turn + kept + corrected)
     found = {}
     for case, prompt in zip(CASES, prompts):
