@@ -59,21 +59,23 @@ def _answer(llama: Any, prompt: Sequence[int], n: int) -> tuple[float, list[int]
     return seconds, tokens
 
 
-def _conversation(llamas: Sequence[Any], n_tokens: int, seed: int) -> dict[str, list[float]]:
-    """Return case -> seconds to the first token of each session."""
-    rng, first_of_two = random.Random(seed), llamas[0]
-    turn = _tokens(first_of_two, n_tokens - N_MESSAGE - N_ANSWER + N_THOUGHT, rng, True)
-    answers = [_answer(llama, turn, N_ANSWER)[1] for llama in llamas]
-    kept = answers[0][N_THOUGHT:]
-    message = _tokens(first_of_two, N_MESSAGE, rng, False)
-    corrected = message[: N_MESSAGE // 2] + _tokens(first_of_two, N_MESSAGE // 2, rng, False)
+def _conversation(
+    llamas: Sequence[Any], n_tokens: int, seed: int
+) -> dict[str, list[tuple[float, int]]]:
+    """Return case -> seconds to the first token of each session, and tokens that it read."""
+    rng, talker = random.Random(seed), llamas[0]
+    turn = _tokens(talker, n_tokens - N_MESSAGE - N_ANSWER + N_THOUGHT, rng, True)
+    kept = _answer(talker, turn, N_ANSWER)[1][N_THOUGHT:]  # the other has nothing to gain from it
+    message = _tokens(talker, N_MESSAGE, rng, False)
+    corrected = message[: N_MESSAGE // 2] + _tokens(talker, N_MESSAGE // 2, rng, False)
     prompts = (turn + kept + message, turn + kept + message, turn + kept + corrected)
     found = {}
     for case, prompt in zip(CASES, prompts):
         pairs = [_answer(llama, prompt, N_TEXT) for llama in llamas]
         if pairs[0][1] != pairs[1][1]:
             raise ComputeError(f"{case}: the texts differ")
-        found[case] = [seconds for seconds, _ in pairs]
+        n_read = [len(prompt) - llama.n_reused for llama in llamas]
+        found[case] = [(seconds, n) for (seconds, _), n in zip(pairs, n_read)]
     return found
 
 
@@ -97,10 +99,14 @@ def main(model: str, tokens: int, budget: int, policy: str, repeat: int, threads
     with ReasonLlama(path, **shared) as kept, ReasonLlama(path, **shared, checkpoints=0) as anew:
         rows = [_conversation((kept, anew), tokens, seed) for seed in range(repeat)]
         n_bytes, n_kept = kept.checkpoints.n_bytes, len(kept.checkpoints)
-    click.echo(f"{'':<20}{'read anew':>12}{'checkpoint':>12}{'ratio':>9}")
+    click.echo(f"{'':<20}{'read anew':>26}{'checkpoint':>26}{'ratio':>9}")
     for case in CASES:
-        with_it, without = (statistics.median(row[case][i] for row in rows) for i in (0, 1))
-        click.echo(f"{case:<20}{without:>10.2f} s{with_it:>10.2f} s{without / with_it:>8.1f}x")
+        with_it, without = (statistics.median(row[case][i][0] for row in rows) for i in (0, 1))
+        n_with, n_without = (rows[0][case][i][1] for i in (0, 1))
+        click.echo(
+            f"{case:<20}{without:>10.2f} s,{n_without:>6} tokens{with_it:>10.2f} s,"
+            f"{n_with:>6} tokens{without / with_it:>8.1f}x"
+        )
     click.echo(f"{n_kept} checkpoints, {n_bytes / 2**20:.0f} MiB; texts are the same")
     return 0
 
