@@ -106,7 +106,7 @@ def main() -> None:
         return
     n_steps = N_COMPRESSIONS * args.buffer
     step = "llama_context::process_ubatch*"
-    compressions = count(args, "ra_memory::compress()", n_steps)
+    compressions = count(args, "ra_memory::compress(int)", n_steps)
     steps = count(args, step, n_steps) - count(args, step, 0) - compressions
     print(f"decode step: {steps / n_steps / 1e6:.3f} M instructions")
     print(f"compression: {compressions / N_COMPRESSIONS / 1e6:.3f} M instructions")

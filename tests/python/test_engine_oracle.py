@@ -128,6 +128,31 @@ def test_random_model_logits_after_compressions(make_gguf, arch: str, n_prompt: 
     assert np.abs(logits - run.engine_logits).max() < LOGIT_TOLERANCE["f32"]
 
 
+@pytest.mark.parametrize("kv,flash_attn", [("f32", False), ("f16", True)])
+def test_two_sequences_side_by_side(make_gguf, kv: str, flash_attn: bool) -> None:
+    """Prompts of other lengths in one batch, then a token of each per step."""
+    path = make_gguf(arch="llama", n_head=6, n_head_kv=2, head_dim=64, n_ctx_train=1024)
+    model = NumpyModel(path)
+    tokens = [random_tokens(180, seed=1), random_tokens(163, seed=2)]
+    prompts = [23, 6]
+    config = {"buffer": 16, "head_alloc": "adaptive"}
+    with Engine(path, 40, kv, flash_attn=flash_attn, config=config, n_seq_max=2) as engine:
+        engine.trace()
+        rows = [[r] for r in engine.decode_many([(i, tokens[i][: prompts[i]]) for i in range(2)])]
+        for step in range(157):
+            runs = [(i, [tokens[i][prompts[i] + step]]) for i in range(2)]
+            for i, logits in enumerate(engine.decode_many(runs)):
+                rows[i].append(logits)
+        assert [engine.length(i) for i in range(2)] == [180, 163]
+        for i in range(2):
+            traces = [event for event in engine.traces if event.seq_id == i]
+            assert len({event.n_pos for event in traces}) >= 5
+            run = Run(np.concatenate(rows[i]), tokens[i], traces, model)
+            logits, _ = model.forward(tokens[i], run.visible())
+            tolerance = LOGIT_TOLERANCE["f32" if kv == "f32" else "f16"]
+            assert np.abs(logits - run.engine_logits).max() < tolerance
+
+
 class PolicyOracle:
     """Judges every compression of a run from NumPy's own queries and keys.
 
