@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import random
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -158,7 +159,7 @@ class Engine:
         for i in range(batch.n_tokens):
             batch.logits[i] = 1
             batch.seq_id[i][0] = i // n_each
-        decode, wait, clock = bindings.llama_decode, bindings.llama_synchronize, time.perf_counter
+        decode, wait, clock = bindings.llama_decode, bindings.llama_synchronize, self._clock()
         tokens = self.tokens(n * batch.n_tokens)
         stamps = [clock()]
         for i_step in range(n):
@@ -171,6 +172,12 @@ class Engine:
         for i in range(batch.n_tokens):
             batch.seq_id[i][0] = 0
         return tuple(after - before for before, after in zip(stamps, stamps[1:]))
+
+    def _clock(self) -> Callable[[], float]:
+        """Return the processor's clock where a job may count by it; see `parallel`."""
+        job = self.job
+        is_alone = job.kind == "parallel" and job.n_threads == 1 and job.n_gpu_layers == 0
+        return time.process_time if is_alone else time.perf_counter
 
     def best_token(self) -> int:
         """Return the most likely next token, as greedy decoding picks it."""

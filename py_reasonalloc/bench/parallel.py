@@ -5,6 +5,9 @@ context with K full sequences; and an empty stock context that reads K tokens of
 which is the products with the weights and next to nothing else. Their ratio to K = 1 is the most
 that any cache can gain from sharing the weights on this processor. For the largest K, and for one:
 a stock context whose sequences all have the depth, each with rows of its own.
+
+With one thread the processor's time is counted, not the clock's: what else the machine does then
+hardly matters. (With several it would count how long they spin waiting for each other.)
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from .turns import Child, Group, slice_tokens
 
 #: Steps of a turn where no compression happens: all steps are alike.
 N_STEADY = 4
-STOCK, PRODUCTS = "stock", "products"
+BUDGET, STOCK, PRODUCTS = "budget", "stock", "products"
 
 
 def plan_parallel(settings: Settings) -> list[Group]:
-    """Return what takes turns, a group for each budgeted cache.
+    """Return what takes turns, a group for each budgeted cache; without one, the products alone.
 
     Raises
     ------
@@ -51,25 +54,26 @@ def plan_parallel(settings: Settings) -> list[Group]:
             n_at_once=n_at_once,
         )
 
+    products = [job(stock, 0, N_STEADY, n_at_once=k) for k in settings.parallel]
     groups = []
     for arm in budget_arms(settings):
         depth = max(settings.parallel_depth, arm.n_fill())
         n_steps = settings.n_buffers * settings.buffer
         jobs = [job(arm, depth, n_steps, n_seq=k) for k in settings.parallel]
-        jobs += [job(stock, 0, N_STEADY, n_at_once=k) for k in settings.parallel]
+        jobs += products
         jobs += [
             job(stock, settings.parallel_depth, N_STEADY, n_seq=k)
             for k in settings.parallel
             if k in (1, n_most)
         ]
         groups.append(Group(arm.name, jobs))
-    return groups
+    return groups or [Group("products alone", products)]
 
 
 def what(job: Job) -> str:
     """Return what a job of a group stands for: "budget", "stock" or "products"."""
     if job.arm.budget is not None:
-        return "budget"
+        return BUDGET
     return STOCK if job.depth > 0 else PRODUCTS
 
 
@@ -134,7 +138,8 @@ def summarize_parallel(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for name, repetitions in groups.items():
         found = [_Figures(repetition) for repetition in repetitions.values()]
         first = next(iter(repetitions.values()))
-        for row in (row for row in first if row["what"] == "budget"):
+        own = [row for row in first if row["what"] == BUDGET]
+        for row in own or first:
             lines.append({"arm": name, **_line(row, first, found)})
     return lines
 
@@ -157,7 +162,7 @@ class _Figures:
 
 
 def _line(row: Row, rows: Sequence[Row], found: Sequence[_Figures]) -> dict[str, Any]:
-    n = row["n_seq"]
+    n = row["n_seq"] * row["n_at_once"]
 
     def over(above: tuple[str, int], below: tuple[str, int]) -> list[float]:
         return [ratio for figures in found for ratio in figures.ratios(above, below)]
@@ -165,20 +170,22 @@ def _line(row: Row, rows: Sequence[Row], found: Sequence[_Figures]) -> dict[str,
     def speeds(kind: str) -> list[float]:
         return [speed for figures in found for speed in figures.of(kind, n)]
 
-    over_one, most = over(("budget", n), ("budget", 1)), over((PRODUCTS, n), (PRODUCTS, 1))
+    is_ours = row["what"] == BUDGET
+    over_one, most = over((BUDGET, n), (BUDGET, 1)), over((PRODUCTS, n), (PRODUCTS, 1))
     stock = next((r for r in rows if r["what"] == STOCK and r["n_seq"] == n), None)
     return {
         "n_seq": n,
-        "tokens_per_second": spread(speeds("budget")),
+        "tokens_per_second": spread(speeds(BUDGET)),
         "over_one": spread(over_one),
         "most": spread(most),
         "of_most": spread(a / b for a, b in zip(over_one, most)),
         "products_tokens_per_second": spread(speeds(PRODUCTS)),
-        "compress_share": row["compress_seconds"] / sum(row["seconds"]),
-        "cache_bytes": row["cache_bytes"],
-        "cache_bytes_formula": n * (row["budget"] + row["buffer"]) * row["row_bytes"],
+        "cache_bytes": row["cache_bytes"] if is_ours else None,
+        "cache_bytes_formula": n * (row["budget"] + row["buffer"]) * row["row_bytes"]
+        if is_ours
+        else None,
         "stock_depth": None if stock is None else stock["depth"],
         "stock_tokens_per_second": spread(speeds(STOCK)),
-        "over_stock": spread(over(("budget", n), (STOCK, n))),
+        "over_stock": spread(over((BUDGET, n), (STOCK, n))),
         "stock_cache_bytes": None if stock is None else stock["cache_bytes"],
     }

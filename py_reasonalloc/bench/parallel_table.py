@@ -20,6 +20,7 @@ def parallel_table(report: dict[str, Any]) -> list[str]:
             str(line["n_seq"]),
             spread_text(line["tokens_per_second"], 2),
             spread_text(line["over_one"], 2),
+            spread_text(line["products_tokens_per_second"], 2),
             spread_text(line["most"], 2),
             spread_text(line["of_most"], 2),
             bytes_text(line["cache_bytes"]),
@@ -31,10 +32,11 @@ def parallel_table(report: dict[str, Any]) -> list[str]:
         ]
         for line in lines
     ]
-    head = ["cache", "sequences", "tokens/s", "/ one", "products alone, / one", "share of that"]
-    head += ["cache, bytes", "formula", "stock: depth of each", "tokens/s", "ours / stock"]
-    head += ["its cache"]
+    head = ["cache", "sequences", "tokens/s", "/ one", "products alone: tokens/s", "/ one"]
+    head += ["share of that", "cache, bytes", "formula", "stock: depth of each", "tokens/s"]
+    head += ["ours / stock", "its cache"]
     settings = report["settings"]
+    is_counted = settings["n_threads"] == 1 and settings["n_gpu_layers"] == 0
     return [
         "## Side by side",
         "Sequences of one context, a token of each in every llama_decode; tokens/s of all "
@@ -44,6 +46,7 @@ def parallel_table(report: dict[str, Any]) -> list[str]:
         'budgeted cache is full; "formula" is sequences x (budget + buffer) x bytes of a '
         'token\'s rows. "Products alone": an empty stock cache reads as many tokens of one text at '
         "once, which is the products with the weights and little else: no cache can gain more from "
-        f"sharing the weights. Stock: {settings['reference']}, rows of its own for each sequence.",
+        f"sharing the weights. Stock: {settings['reference']}, rows of its own for each sequence."
+        + (" One thread: seconds are the processor's." if is_counted else ""),
         table(head, rows),
     ]

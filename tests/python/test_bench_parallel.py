@@ -88,7 +88,6 @@ def test_contexts_take_turns(make_gguf, tmp_path) -> None:
         assert line["cache_bytes"] == line["cache_bytes_formula"] == n * formula
         assert line["stock_depth"] == 300
         assert line["stock_cache_bytes"] == n * full_bytes(shape, 512, "f16")
-        assert 0 < line["compress_share"] < 1
     assert one["over_one"] == one["most"] == one["of_most"] == (1.0, 1.0, 1.0)
     seconds = [row["seconds"] for row in rows]
     ratios = sorted(3 * a / b for a, b in zip(seconds[0], seconds[1]))
@@ -143,6 +142,25 @@ def test_the_command(tmp_path) -> None:
     lines = report["summary"]["parallel"]
     assert [(line["arm"], line["n_seq"]) for line in lines] == [("budget 48", 1), ("budget 48", 4)]
     assert "--parallel 1,4 --parallel-depth 256" in report["command"]
+
+
+def test_products_alone(tmp_path) -> None:
+    path = tmp_path / "report.json"
+    done = bench(
+        tmp_path,
+        *("--shape", "demo", "--threads", 1, "--parts", "parallel", "--parallel", "1,2,8"),
+        *("--budgets", "none", "--stock", "f16", "--buffers", 1, "--repeat", 1, "--json", path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "seconds are the processor's" in done.stdout
+    lines = json.loads(path.read_text())["summary"]["parallel"]
+    assert [line["n_seq"] for line in lines] == [1, 2, 8]
+    for line in lines:
+        assert line["products_tokens_per_second"][0] > 0
+        assert line["tokens_per_second"] is line["cache_bytes"] is line["over_stock"] is None
+    assert lines[2]["most"][0] == pytest.approx(
+        lines[2]["products_tokens_per_second"][0] / lines[0]["products_tokens_per_second"][0]
+    )
 
 
 @pytest.mark.parametrize(

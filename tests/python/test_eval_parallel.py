@@ -14,7 +14,17 @@ QUICK = ("demo", "--level", "1", "--limit", "5", "--buffer", "16", "--threads", 
 ARMS = ("--methods", "full,rkv,random,reasonalloc+kv=q8_0", "--budgets", "112")
 CHOICES = {
     "greedy": ("--max-tokens", "300", "--keep-texts"),
-    "sampled": ("--temp", "2.5", "--samples", "2", "--max-tokens", "70", "--keep-texts"),
+    "sampled": (
+        "--temp",
+        "2.5",
+        "--top-p",
+        "1",
+        "--samples",
+        "2",
+        "--max-tokens",
+        "70",
+        "--keep-texts",
+    ),
 }
 
 

@@ -50,7 +50,7 @@ def piece_end(start: int, end: int, room: int, n_batch: int, n_ubatch: int) -> i
 
 
 def compose(
-    chains: Sequence[Chain], n_batch: int, n_ubatch: int, n_prompt: int
+    chains: Sequence[Chain], n_batch: int, n_ubatch: int, n_prompt: int, is_apart: bool = False
 ) -> list[list[Piece]]:
     """Return the batches of a step: pieces of prompts first, then the newest token of each text.
 
@@ -64,9 +64,14 @@ def compose(
         Tokens of a batch and of a micro-batch of the context.
     n_prompt : int
         Most tokens of prompts in a step while texts go on; at least `n_ubatch`.
+    is_apart : bool
+        Put every piece of a prompt into a batch of its own.
     """
     texts = [Piece(c, c.n_read, c.n_known) for c in chains if not c.is_reading]
     readers = [c for c in chains if c.is_reading and c.source is None]
+    if is_apart:
+        prompts = _read(readers, n_prompt if texts else n_batch, n_batch, n_ubatch)
+        return [[piece] for piece in prompts] + ([texts] if texts else [])
     room = min(n_prompt, n_batch - len(texts)) if texts else n_batch
     prompts = _read(readers, room, n_batch, n_ubatch)
     if readers and not prompts:

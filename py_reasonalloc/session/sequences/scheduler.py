@@ -43,6 +43,10 @@ class Sequences:
         Most tokens of prompts that a step reads while texts go on; at least one micro-batch.
     prefixes : Prefixes, optional
         Where prompts are looked up before they are read.
+    is_apart : bool
+        Read every prompt in batches of its own. llama.cpp's flash attention rounds differently from
+        some number of tokens on; a stock cache then gives the text that it gives alone, whatever
+        enters beside it. (A budgeted one does so in any case.)
 
     Attributes
     ----------
@@ -54,13 +58,18 @@ class Sequences:
     """
 
     def __init__(
-        self, llama: Any, *, prompt_step: int = PROMPT_STEP, prefixes: Prefixes | None = None
+        self,
+        llama: Any,
+        *,
+        prompt_step: int = PROMPT_STEP,
+        prefixes: Prefixes | None = None,
+        is_apart: bool = False,
     ) -> None:
         llama.clear()
-        self._llama, self._prefixes = llama, prefixes
+        self._llama, self._prefixes, self._is_apart = llama, prefixes, is_apart
         self._n_vocab = llama.n_vocab()
         n_ubatch = llama.context_params.n_ubatch
-        if llama.config is None:  # nothing hangs on where its micro-batches end
+        if llama.config is None and not is_apart:  # nothing hangs on where its micro-batches end
             n_ubatch = min(n_ubatch, max(prompt_step, 1))
         self._sizes = (llama.n_batch, n_ubatch, max(prompt_step, n_ubatch))
         self.n_seq_max: int = llama.n_seq_max
@@ -183,7 +192,7 @@ class Sequences:
             full = [c for c in self._live.values() if c.n_read == self.n_ctx and not c.is_reading]
             events += [self._end(chain, CONTEXT) for chain in full]
             events += self._admit()
-            for pieces in compose(list(self._live.values()), *self._sizes):
+            for pieces in compose(list(self._live.values()), *self._sizes, self._is_apart):
                 try:
                     rows = self._cells.decode(pieces)
                     self.counts.n_steps += 1
