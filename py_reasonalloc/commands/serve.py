@@ -92,7 +92,7 @@ def main(**arguments: Any) -> int:
     """
     for module in NEEDED:
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"{module} is not installed: pip install 'reasonalloc[serve]'")
+            raise ConfigError(f"{module} is not installed: pip install '.[serve]'")
     key = arguments["api_key"]
     if key is not None and (not key.strip() or not key.isascii()):
         raise ConfigError("--api-key must be ASCII text")

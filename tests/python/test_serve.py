@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -423,6 +424,44 @@ def test_wrong_usage_is_one_line(arguments, code, words) -> None:
     assert words in done.stderr
     assert len(done.stderr.splitlines()) <= 4
     assert "Traceback" not in done.stderr
+
+
+def test_the_extra_is_named_when_it_is_missing(in_process, monkeypatch) -> None:
+    from py_reasonalloc.commands import serve
+
+    monkeypatch.setattr(serve, "NEEDED", ("fastapi", "no_such_module"))
+    code, out, err = in_process(serve.run, "demo")
+    assert (code, out) == (2, "")
+    assert err == "reasonalloc-serve: no_such_module is not installed: pip install '.[serve]'\n"
+
+
+def test_an_engine_that_has_failed_says_so() -> None:
+    from py_reasonalloc.serve.app import make_app
+    from py_reasonalloc.serve.engine import Engine
+    from py_reasonalloc.serve.work import Planner
+
+    def fail() -> list:
+        raise RuntimeError("no luck")
+
+    async def ask_twice(app) -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as made:
+            return [
+                await made.get("/health"),
+                await made.post(TEXT, json={"prompt": "x", "stream": True}),
+                await made.post(TEXT, json={"prompt": "x"}),
+                await made.get("/health"),
+            ]
+
+    with ReasonLlama(DEMO_MODEL, 96, n_seq_max=2, n_threads=1) as llama:
+        engine = Engine(llama, n_queue=4)
+        engine._sequences.step = fail
+        app = make_app(engine, Planner(llama, "m", engine.n_ctx))
+        engine.start()
+        answers = asyncio.run(ask_twice(app))
+        engine.join()
+    assert [answer.status_code for answer in answers] == [200, 500, 503, 503]
+    assert answers[1].json()["error"]["message"] == "the engine has failed"
 
 
 def storm(server: Server, n: int, seed: int) -> None:
