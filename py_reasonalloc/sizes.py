@@ -18,8 +18,9 @@ from .session.config import KV_TYPES, kv_type_id
 class Shape(NamedTuple):
     """What the cache's size depends on; both K and V rows have `head_dim` values.
 
-    n_layer counts the layers that grow. Beside them are n_layer_window layers with a sliding window,
-    of as many cells as llama.cpp gives them: window + 512 tokens of a micro-batch, padded to 256.
+    n_layer counts the layers that grow. Beside them are n_layer_window layers with a sliding
+    window, of as many cells as llama.cpp gives them: window + 512 tokens of a micro-batch, padded
+    to 256.
     """
 
     n_layer: int
