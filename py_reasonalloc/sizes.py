@@ -16,11 +16,18 @@ from .session.config import KV_TYPES, kv_type_id
 
 
 class Shape(NamedTuple):
-    """What the cache's size depends on; both K and V rows have `head_dim` values."""
+    """What the cache's size depends on; both K and V rows have `head_dim` values.
+
+    n_layer counts the layers that grow. Beside them are n_layer_window layers with a sliding
+    window, of as many cells as llama.cpp gives them: window + 512 tokens of a micro-batch, padded
+    to 256.
+    """
 
     n_layer: int
     n_head_kv: int
     head_dim: int
+    n_layer_window: int = 0
+    n_cell_window: int = 0
 
 
 #: As published in the models' configurations.
@@ -28,25 +35,40 @@ SHAPES = {
     "DeepSeek-R1-Distill-Qwen-1.5B": Shape(28, 2, 128),
     "DeepSeek-R1-Distill-Llama-8B": Shape(32, 8, 128),
     "DeepSeek-R1-Distill-Qwen-14B": Shape(48, 8, 128),
+    "Qwen3-30B-A3B": Shape(48, 4, 128),
+    "gpt-oss-20b": Shape(12, 8, 64, 12, 768),
+    "Gemma 3 12B": Shape(8, 8, 256, 40, 1536),
+    "Qwen3-Next-80B-A3B": Shape(12, 2, 256),
 }
 
 
 def full_bytes(shape: Shape, n_tokens: int, kv_type: str) -> int:
-    """Bytes of K and V that `n_tokens` take in the stock cache."""
-    return _checked(c.ra_plan_kv_bytes_full(ctypes.byref(_native(shape, kv_type)), n_tokens))
+    """Bytes of K and V that `n_tokens` take in the stock cache, windows included."""
+    grown = _checked(c.ra_plan_kv_bytes_full(ctypes.byref(_native(shape, kv_type)), n_tokens))
+    return grown + window_bytes(shape, kv_type)
+
+
+def window_bytes(shape: Shape, kv_type: str) -> int:
+    """Bytes of the layers with a sliding window."""
+    if shape.n_layer_window == 0:
+        return 0
+    windows = _native(shape._replace(n_layer=shape.n_layer_window), kv_type)
+    return _checked(c.ra_plan_kv_bytes_full(ctypes.byref(windows), shape.n_cell_window))
 
 
 def budget_bytes(shape: Shape, budget: int, kv_type: str) -> int:
-    """Bytes of K and V that a budgeted cache allocates, with the default buffer."""
+    """Bytes of K and V that a budgeted context allocates: the default buffer, windows included."""
     config = c.ra_config_default_params()
     config.budget = budget
     native = _native(shape, kv_type)
-    return _checked(c.ra_plan_kv_bytes(ctypes.byref(native), ctypes.byref(config)))
+    grown = _checked(c.ra_plan_kv_bytes(ctypes.byref(native), ctypes.byref(config)))
+    return grown + window_bytes(shape, kv_type)
 
 
 def _native(shape: Shape, kv_type: str) -> c.ra_shape:
     kind = kv_type_id(kv_type)
-    return c.ra_shape(*shape, shape.head_dim, kind, kind)
+    size = shape.head_dim
+    return c.ra_shape(shape.n_layer, shape.n_head_kv, size, size, kind, kind)
 
 
 def _checked(n_bytes: int) -> int:

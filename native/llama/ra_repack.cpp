@@ -43,8 +43,8 @@ void ra_repacker::reserve() {
 }
 
 ggml_tensor * ra_repacker::pool(int32_t il, int i) const {
-    const ra_tensors & t = (*target.tensors)[il];
-    return i == 0 ? t.k : t.v;
+    const ra_tensors & t = (*target.tensors)[(size_t) il];
+    return i == 0 ? t.k : t.has_own_v() ? t.v : nullptr;
 }
 
 int64_t ra_repacker::bytes() const {

@@ -54,8 +54,10 @@ bool ra_stream::can_drop(llama_pos p0, llama_pos p1) const {
                  p0, p1);
         return false;
     }
-    // tokens that came after the last compression may always go
-    if (p0 > 0 && c.min_evicted < p0 && p0 < ra_cache_compressed_at(&c)) {
+    // tokens that came after the last compression may always go; before it, what was evicted must be
+    // among them, and not live on in rows that stay
+    const bool is_whole = p0 <= c.min_evicted && (!c.settings.cfg.merge || c.n_evicted == 0);
+    if (p0 > 0 && !is_whole && p0 < ra_cache_compressed_at(&c)) {
         ra_error(RA_STATUS_UNSUPPORTED,
                  "tokens before position %d were evicted: the cache cannot go back to it, start "
                  "the sequence anew",

@@ -5,7 +5,8 @@
 //
 //   check_archs                    lists the models: "ARCH dense" or "ARCH moe"
 //   check_archs ARCH dense|moe     "decoded ..." or "refused: ..." ; status 1 if something is wrong
-//   check_archs --save DIR         writes those that llama.cpp can save as GGUF files
+//   check_archs --save DIR REGEX   writes those that llama.cpp can save as GGUF files, of the architectures
+//                                  that match
 #define main llama_cpp_main
 #include "tests/test-llama-archs.cpp"
 #undef main
@@ -157,8 +158,8 @@ static void silent(ggml_log_level level, const char * text, void *) {
 
 int main(int argc, char ** argv) {
     llama_log_set(silent, nullptr);
-    if (argc == 3 && strcmp(argv[1], "--save") == 0) {
-        return save_models("", 1, 0.1f, 0, argv[2]);
+    if (argc == 4 && strcmp(argv[1], "--save") == 0) {
+        return save_models(argv[3], 1, 0.1f, 0, argv[2]);
     }
     if (argc == 3) {
         try {

@@ -20,8 +20,8 @@ zero: greedy decoding gives printable ASCII and never ends on its own. Weights a
 attention is neither flat nor one-hot.
 
 `SUPPORTED` architectures have an attention cache (of gemma2 and gemma3 some layers have sliding
-windows); `UNSUPPORTED` ones (recurrent state) are valid for stock llama.cpp and must be refused with
-a budget.
+windows); `UNSUPPORTED` ones (recurrent state) are valid for stock llama.cpp and must be refused
+with a budget.
 """
 
 from __future__ import annotations

@@ -78,6 +78,9 @@ class Head:
     obs_pos: Array | None = None
     rope: Rope | None = None
     centres: Array | None = None
+    sinks: Array | None = None  # [n_group] logits of attention sinks
+    soft_cap: float = 0.0  # 0: none
+    slopes: Array | None = None  # [n_group] of ALiBi
 
     def __post_init__(self) -> None:
         if self.state is None:
@@ -95,7 +98,13 @@ class Head:
     @property
     def logits(self) -> Array:
         """Attention logits of all queries and keys: [n_obs, n_group, n_kv]."""
-        return np.einsum("ogd,jd->ogj", self.q, self.k) * self.kq_scale + self.bias
+        logits = np.einsum("ogd,jd->ogj", self.q, self.k) * self.kq_scale
+        if self.soft_cap > 0:
+            logits = self.soft_cap * np.tanh(logits / self.soft_cap)
+        if self.slopes is not None:
+            distance = np.asarray(self.obs_pos)[:, None] - np.asarray(self.pos)
+            logits = logits - np.asarray(self.slopes)[:, None] * distance[:, None, :]
+        return logits + self.bias
 
     @property
     def n_cand(self) -> int:
@@ -103,10 +112,12 @@ class Head:
         return max(self.n_kv - self.n_window, 0)
 
 
-def softmax(x: Array) -> Array:
-    """Softmax along the last axis."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
-    return e / e.sum(axis=-1, keepdims=True)
+def softmax(x: Array, sink: Array | float = -np.inf) -> Array:
+    """Softmax along the last axis, beside a sink [...] that takes its part and is left out."""
+    sink = np.broadcast_to(sink, x.shape[:-1])[..., None]
+    top = np.maximum(x.max(axis=-1, keepdims=True, initial=-np.inf), sink)
+    e = np.exp(x - top)
+    return e / (e.sum(axis=-1, keepdims=True) + np.exp(sink - top))
 
 
 def unit_keys(k: Array) -> Array:
@@ -133,7 +144,8 @@ def importance(head: Head) -> Array:
     if len(head.q) == 0:
         return np.zeros(head.n_cand)
     logits = head.logits[..., : head.n_cand]
-    return max_pool(softmax(logits.max(axis=1)).mean(axis=0), head.pool_kernel)
+    sink = -np.inf if head.sinks is None else np.max(head.sinks)
+    return max_pool(softmax(logits.max(axis=1), sink).mean(axis=0), head.pool_kernel)
 
 
 def thinned_cosines(k: Array, threshold: float) -> Array:

@@ -1,8 +1,8 @@
 """Every architecture of llama.cpp: decoded as stock does, or refused by name; never a crash.
 
-The models are random ones of llama.cpp's own ``test-llama-archs``: tests/archs/check_archs.cpp makes
-each, decodes 120 tokens with a budget that holds them all and compares the logits with those of stock
-llama.cpp, then 240 tokens with a budget of 40.
+The models are random ones of llama.cpp's own ``test-llama-archs``: tests/archs/check_archs.cpp
+makes each, decodes 120 tokens with a budget that holds them all and compares the logits with those
+of stock llama.cpp, then 240 tokens with a budget of 40.
 """
 
 from __future__ import annotations

@@ -248,6 +248,15 @@ def test_what_was_compressed_cannot_be_dropped(path: Path) -> None:
         assert engine.remove(at) and engine.n_pos == at
 
 
+def test_what_was_merged_cannot_be_taken_apart(path: Path) -> None:
+    """Back to the sinks nothing evicted is left; merged values are, in rows that stay."""
+    for merge, can in ((0, True), (1, False)):
+        with Engine(path, 32, config={**SMALL, "policy": "loss", "merge": merge}) as engine:
+            engine.decode(random_tokens(60))
+            assert engine.remove(4) == can
+            assert engine.n_pos == (4 if can else 60)
+
+
 # --- memory and failures -----------------------------------------------------------------------
 
 

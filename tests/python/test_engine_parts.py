@@ -1,0 +1,144 @@
+"""The part of a budgeted memory that is llama.cpp's own goes where our part goes."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine import Engine
+from llama_cpp import llama_cpp as lib
+from test_architectures import program  # noqa: F401  (a fixture)
+from test_engine_classes import save
+from test_engine_parity import random_tokens
+
+from py_reasonalloc.engine import bindings as c
+
+SMALL = {"buffer": 16, "policy": "rkv"}
+TOKENS = [t % 100 for t in random_tokens(150)]
+
+
+@pytest.fixture(scope="module")
+def windows(make_gguf: Any) -> Path:
+    """Gemma 3 with six layers: five have a window of 64 tokens, the last grows."""
+    return make_gguf(arch="gemma3", n_layer=6, head_dim=64, n_ctx_train=1024)
+
+
+@pytest.fixture(scope="module")
+def hybrid(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    return save(program, tmp_path_factory.mktemp("hybrid"), "granitehybrid", "dense")
+
+
+def state_of(engine: Engine) -> bytes:
+    size = lib.llama_state_get_size(engine.ctx)
+    buffer = (ctypes.c_uint8 * size)()
+    assert lib.llama_state_get_data(engine.ctx, buffer, size) == size
+    return bytes(buffer)
+
+
+def load(engine: Engine, state: bytes) -> bool:
+    buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+    done = lib.llama_state_set_data(engine.ctx, buffer, len(state)) == len(state)
+    engine.n_pos = engine.length(0)
+    return bool(done)
+
+
+@pytest.mark.parametrize("kind", ["windows", "hybrid"])
+def test_a_loaded_state_goes_on_like_the_saved_one(kind: str, request: Any) -> None:
+    path = request.getfixturevalue(kind)
+    # f32, for windows are restored to other cells: sums are in another order
+    exact = {"kv": "f32", "flash_attn": False}
+    with Engine(path, 40, n_ctx=256, config=SMALL, **exact) as saved:
+        saved.decode_each(TOKENS[:100])
+        assert saved.stats().n_compressions > 2
+        assert saved.stats().stock_bytes > 0
+        state = state_of(saved)
+        expected = saved.decode_each(TOKENS[100:130])
+    with Engine(path, 40, n_ctx=256, config=SMALL, **exact) as loaded:
+        assert load(loaded, state)
+        assert loaded.n_pos == 100
+        got = loaded.decode_each(TOKENS[100:130])
+        np.testing.assert_allclose(got, expected, atol=1e-3)
+        # cut in the middle of the stock part: nothing is left of either
+        assert not load(loaded, state[:-40])
+        assert loaded.n_pos == 0
+
+
+@pytest.mark.parametrize("kind", ["windows", "hybrid"])
+def test_what_is_planned_is_allocated(kind: str, request: Any) -> None:
+    with Engine(request.getfixturevalue(kind), 40, n_ctx=256, config=SMALL) as engine:
+        stats = engine.stats()
+        sizes = [ctypes.c_int64() for _ in range(3)]
+        c.check(c.ra_memory_breakdown(engine.ctx, *map(ctypes.byref, sizes)))
+        own = stats.kv_bytes + stats.window_bytes
+        # buffers are padded by some bytes per tensor
+        assert 0 <= sizes[1].value - own - stats.stock_bytes < 4096
+        heads = [
+            c.ra_n_head_kv(engine.ctx, il) for il in range(lib.llama_model_n_layer(engine.model))
+        ]
+        assert stats.n_layer == sum(n > 0 for n in heads) < len(heads)
+        rows = [engine.head(il, ih) for il, n in enumerate(heads) for ih in range(n)]
+        assert stats.kv_bytes == sum(head.capacity * head.row_bytes for head in rows)
+
+
+def test_a_tail_goes_while_the_window_is_whole(windows: Path) -> None:
+    config = {**SMALL, "buffer": 64}
+    with Engine(windows, 200, n_batch=64, n_ubatch=64, config=config) as engine:
+        engine.decode(TOKENS[:60])
+        first = engine.decode_each(TOKENS[60:70])
+        assert engine.remove(60)
+        np.testing.assert_allclose(engine.decode_each(TOKENS[60:70]), first, atol=1e-5)
+        # 64 tokens of window and a micro-batch, padded: older cells are overwritten in time
+        engine.decode_each((TOKENS * 3)[:400])
+        assert not engine.remove(100)
+        assert engine.remove(0)
+        assert engine.n_pos == 0
+
+
+def test_a_recurrent_state_has_no_past(hybrid: Path) -> None:
+    with Engine(hybrid, 200, n_ctx=256) as engine:
+        first = engine.decode_each(TOKENS[:20])
+        assert not engine.remove(10)
+        assert "cannot go back to position 10" in c.last_error()
+        assert engine.n_pos == 20
+        assert engine.remove(0)
+        np.testing.assert_array_equal(engine.decode_each(TOKENS[:20]), first)
+    with pytest.raises(RuntimeError, match="one sequence of a model with recurrent layers"):
+        Engine(hybrid, 64, n_seq_max=2)
+
+
+def test_sequences_of_a_model_with_windows(windows: Path) -> None:
+    others = TOKENS[::-1]
+    exact = {"kv": "f32", "flash_attn": False}
+    with Engine(windows, 40, n_ctx=256, config=SMALL, **exact) as engine:
+        alone = engine.decode_each(TOKENS[:90])
+    with Engine(windows, 40, n_ctx=512, n_seq_max=2, config=SMALL, **exact) as engine:
+        both = []
+        for a, b in zip(TOKENS[:90], others[:90]):
+            both.append(engine.decode_many([(0, [a]), (1, [b])])[0])
+        np.testing.assert_allclose(np.concatenate(both), alone, atol=1e-2)
+        lib.llama_memory_seq_rm(engine.memory, 1, -1, -1)
+        lib.llama_memory_seq_cp(engine.memory, 0, 1, -1, -1)
+        mine, copy = engine.decode_many([(0, [5]), (1, [5])])
+        np.testing.assert_allclose(mine, copy, atol=1e-4)
+
+
+def test_merging_is_refused_for_latent_rows(program: Path, tmp_path: Path) -> None:  # noqa: F811
+    path = save(program, tmp_path, "deepseek2", "moe")
+    with pytest.raises(RuntimeError, match="merging averages values"):
+        Engine(path, 64, config={"merge": 1})
+
+
+def test_tensor_split_is_refused_by_name(windows: Path) -> None:
+    params = lib.llama_model_default_params()
+    params.split_mode = 3  # LLAMA_SPLIT_MODE_TENSOR
+    model = lib.llama_model_load_from_file(str(windows).encode(), params)
+    if not model:
+        pytest.skip("this build cannot split tensors over its devices")
+    config = c.ra_config_default_params()
+    c.check(c.ra_configure_next(ctypes.byref(config)))
+    assert not lib.llama_init_from_model(model, lib.llama_context_default_params())
+    assert "cannot be split tensor by tensor" in c.last_error()
+    lib.llama_model_free(model)
