@@ -97,7 +97,7 @@ def run_samples(
     plan = plan_run(options, text)
     options = settle(options, plan)
     arguments = session_arguments(options, plan, plan.n_ctx)
-    with ReasonLlama(**arguments) as llama, Sequences(llama, is_apart=True) as sequences:
+    with ReasonLlama(**arguments) as llama, Sequences(llama, prompt_step=None) as sequences:
         run = _Run(options, plan, llama, sequences)
         run.decode(advance)
         return run.samples(), run.report()

@@ -54,7 +54,7 @@ def solve_side_by_side(job: Job, tasks: Sequence[Task], n_parallel: int) -> Iter
                 yield from _one_by_one(job, list(of_arm))
                 continue
             llama = session.opened(setup)
-            with Sequences(llama, is_apart=True) as sequences:
+            with Sequences(llama, prompt_step=None) as sequences:
                 yield from _Texts(job, llama, sequences, of_arm).rows()
     finally:
         session.close()

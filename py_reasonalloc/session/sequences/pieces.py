@@ -65,7 +65,8 @@ def compose(
     n_prompt : int
         Most tokens of prompts in a step while texts go on; at least `n_ubatch`.
     is_apart : bool
-        Put every piece of a prompt into a batch of its own.
+        Put every piece of a prompt into a batch of its own. (llama.cpp's flash attention on a CPU
+        rounds differently from 64 tokens in a batch on.)
     """
     texts = [Piece(c, c.n_read, c.n_known) for c in chains if not c.is_reading]
     readers = [c for c in chains if c.is_reading and c.source is None]

@@ -39,14 +39,11 @@ class Sequences:
     ----------
     llama : ReasonLlama
         An open session; its `n_seq_max` is the number of texts at a time.
-    prompt_step : int
-        Most tokens of prompts that a step reads while texts go on; at least one micro-batch.
+    prompt_step : int or None
+        Most tokens of prompts that a step reads while texts go on; at least one micro-batch. None:
+        prompts are read in batches of their own, so rounding is the one of each alone.
     prefixes : Prefixes, optional
         Where prompts are looked up before they are read.
-    is_apart : bool
-        Read every prompt in batches of its own. llama.cpp's flash attention rounds differently from
-        some number of tokens on; a stock cache then gives the text that it gives alone, whatever
-        enters beside it. (A budgeted one does so in any case.)
 
     Attributes
     ----------
@@ -58,18 +55,14 @@ class Sequences:
     """
 
     def __init__(
-        self,
-        llama: Any,
-        *,
-        prompt_step: int = PROMPT_STEP,
-        prefixes: Prefixes | None = None,
-        is_apart: bool = False,
+        self, llama: Any, *, prompt_step: int | None = PROMPT_STEP, prefixes: Prefixes | None = None
     ) -> None:
         llama.clear()
-        self._llama, self._prefixes, self._is_apart = llama, prefixes, is_apart
+        self._llama, self._prefixes, self._is_apart = llama, prefixes, prompt_step is None
+        prompt_step = llama.n_batch if prompt_step is None else prompt_step
         self._n_vocab = llama.n_vocab()
         n_ubatch = llama.context_params.n_ubatch
-        if llama.config is None and not is_apart:  # nothing hangs on where its micro-batches end
+        if llama.config is None:  # nothing hangs on where its micro-batches end
             n_ubatch = min(n_ubatch, max(prompt_step, 1))
         self._sizes = (llama.n_batch, n_ubatch, max(prompt_step, n_ubatch))
         self.n_seq_max: int = llama.n_seq_max
