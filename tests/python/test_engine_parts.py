@@ -83,6 +83,24 @@ def test_what_is_planned_is_allocated(kind: str, request: Any) -> None:
         assert stats.kv_bytes == sum(head.capacity * head.row_bytes for head in rows)
 
 
+@pytest.mark.parametrize("layers", ["pyramid", "wave"])
+def test_layers_without_a_budget_are_no_part_of_the_split(make_gguf: Any, layers: str) -> None:
+    path = make_gguf(arch="gemma3", n_layer=12, head_dim=64, n_ctx_train=1024)
+    demand = (ctypes.c_double * 12)(*[1000.0] * 5, 30.0, *[1000.0] * 5, 90.0)
+    config: dict[str, Any] = {"buffer": 16, "layer_alloc": layers}
+    if layers == "wave":
+        config.update(layer_demand=demand, n_layer_demand=12)
+    with Engine(path, 60, n_ctx=256, config=config) as engine:
+        budgets = {
+            il: [engine.head(il, ih).budget for ih in range(c.ra_n_head_kv(engine.ctx, il))]
+            for il in range(12)
+        }
+        assert [il for il in budgets if budgets[il]] == [5, 11]
+        assert sum(budgets[5] + budgets[11]) == 4 * 60
+        # pyramid: falls with depth; the wave follows the demand
+        assert (budgets[5] > budgets[11]) == (layers == "pyramid")
+
+
 def test_a_tail_goes_while_the_window_is_whole(windows: Path) -> None:
     config = {**SMALL, "buffer": 64}
     with Engine(windows, 200, n_batch=64, n_ubatch=64, config=config) as engine:
