@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,28 @@ def test_tensor_split_is_refused_by_name(windows: Path) -> None:
     assert not lib.llama_init_from_model(model, lib.llama_context_default_params())
     assert "cannot be split tensor by tensor" in c.last_error()
     lib.llama_model_free(model)
+
+
+GEMMA3 = os.environ.get("REASONALLOC_GEMMA3", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GEMMA3, reason="REASONALLOC_GEMMA3 names no GGUF file of Gemma 3 270M")
+def test_gemma_3() -> None:
+    """Fifteen of its 18 layers have a window of 512 tokens."""
+    text = b"The history of mathematics deals with the origin of discoveries. The first of them was"
+    tokens = (ctypes.c_int32 * 100)()
+    with Engine(GEMMA3, n_ctx=1024) as stock:
+        vocab = lib.llama_model_get_vocab(stock.model)
+        n = lib.llama_tokenize(vocab, text, len(text), tokens, 100, True, True)
+        prompt = tokens[:n]
+        expected = stock.greedy(prompt, 300)
+    with Engine(GEMMA3, 512, n_ctx=1024) as engine:
+        assert engine.greedy(prompt, 300) == expected
+    for budget in (64, 128, 256):
+        with Engine(GEMMA3, budget, n_ctx=1024, config={"buffer": 64}) as engine:
+            engine.greedy(prompt, 300)
+            stats = engine.stats()
+            assert (stats.n_layer, stats.n_compressions > 0) == (3, True)
+            assert stats.kv_bytes == 3 * (budget + 64) * (256 + 256) * 2
+            assert stats.stock_bytes == 15 * 1024 * (256 + 256) * 2
