@@ -20,7 +20,7 @@ fi
 out="build/check_archs"
 tree="$build/llama_cpp_python/vendor/llama.cpp"
 program="$out/check_archs"
-libraries="${LLAMA_CPP_LIB_PATH:-$PWD/$build/bin}"
+libraries="$PWD/$build/bin"
 mkdir -p "$out/tests"
 tar -xzOf "$archive" --wildcards '*/vendor/llama.cpp/tests/test-llama-archs.cpp' \
     >"$out/tests/test-llama-archs.cpp"

@@ -270,6 +270,34 @@ void ra_settings_free(ra_settings * s) {
     }
 }
 
+/* per_layer [n_layer] by the layer allocator, of the layers that have heads: the others are no part of
+ * the split, nor is their demand. */
+static ra_status ra_split_layers(const ra_settings * s, const ra_config * cfg, int32_t n_layer,
+                                 const int32_t * n_head_kv, int32_t * per_layer) {
+    ra_config own    = *cfg;
+    double *  demand = ra_calloc((size_t) n_layer, sizeof(*demand));
+    int32_t   n_own  = 0;
+    if (demand == NULL) {
+        return ra_error(RA_STATUS_NO_MEMORY, "out of memory splitting the budget over %d layers",
+                        n_layer);
+    }
+    for (int32_t il = 0; il < n_layer; ++il) {
+        if (n_head_kv[il] > 0) {
+            demand[n_own++] = cfg->n_layer_demand == (size_t) n_layer ? cfg->layer_demand[il] : 0.0;
+        }
+    }
+    if (cfg->n_layer_demand == (size_t) n_layer) {
+        own.layer_demand   = demand;
+        own.n_layer_demand = (size_t) n_own;
+    }
+    const ra_status st = n_own > 0 ? s->layer_alloc->run(&own, n_own, per_layer) : RA_STATUS_OK;
+    for (int32_t il = n_layer - 1, i = n_own - 1; il >= 0 && st == RA_STATUS_OK; --il) {
+        per_layer[il] = n_head_kv[il] > 0 ? per_layer[i--] : 0;
+    }
+    ra_free(demand);
+    return st;
+}
+
 ra_status ra_settings_budgets(const ra_settings * s, int32_t n_protect, int32_t n_layer,
                               const int32_t * n_head_kv, int32_t * budgets) {
     size_t n_entries = 0;
@@ -304,7 +332,7 @@ ra_status ra_settings_budgets(const ra_settings * s, int32_t n_protect, int32_t 
     if (s->layer_budgets != NULL) {
         memcpy(per_layer, s->layer_budgets, (size_t) n_layer * sizeof(*per_layer));
     } else {
-        st = s->layer_alloc->run(&cfg, n_layer, per_layer);
+        st = ra_split_layers(s, &cfg, n_layer, n_head_kv, per_layer);
     }
     for (int32_t il = 0; il < n_layer && st == RA_STATUS_OK; ++il) {
         for (int32_t ih = 0; ih < n_head_kv[il]; ++ih) {

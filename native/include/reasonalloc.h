@@ -174,7 +174,8 @@ typedef struct ra_config {
     double         mu;      /* "adaptive": least share of a head, times B(l), 0..1. Default 0.25. */
     double         pyramid_beta; /* "pyramid": B over the last layer's budget, >= 1. Default 20. */
     const double * layer_demand; /* [n_layer_demand] "wave": demand of each layer, >= 0 */
-    size_t         n_layer_demand; /* n_layer of the model for "wave", else 0 */
+    size_t n_layer_demand;       /* n_layer of the model for "wave", else 0; layers without a budget
+                                    * are left out of the split */
 
     /* "error" over layers: measured curves, [n_heads, n_error_grid] with n_heads the sum of n_head_kv over
      * the layers, packed layer after layer: error of a head's output, >= 0, with error_grid[i] tokens, of

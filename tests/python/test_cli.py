@@ -304,7 +304,7 @@ def test_dry_run_table(cli, make_gguf) -> None:
     assert [int(layer[0]) for layer in layers] == [4 * 64 * row_bytes, 0, 64 * row_bytes]
     assert [layer[-3:] for layer in layers] == [
         ["4", "x", "64"],
-        ["B", "no", "attention"],
+        ["B", "no", "budget"],
         ["1", "x", "64"],
     ]
     assert any(line.startswith("full cache for 2048 tokens") for line in lines)

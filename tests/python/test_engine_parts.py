@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def test_what_is_planned_is_allocated(kind: str, request: Any) -> None:
         assert stats.kv_bytes == sum(head.capacity * head.row_bytes for head in rows)
 
 
+@pytest.mark.parametrize("layers", ["pyramid", "wave"])
+def test_layers_without_a_budget_are_no_part_of_the_split(make_gguf: Any, layers: str) -> None:
+    path = make_gguf(arch="gemma3", n_layer=12, head_dim=64, n_ctx_train=1024)
+    demand = (ctypes.c_double * 12)(*[1000.0] * 5, 30.0, *[1000.0] * 5, 90.0)
+    config: dict[str, Any] = {"buffer": 16, "layer_alloc": layers}
+    if layers == "wave":
+        config.update(layer_demand=demand, n_layer_demand=12)
+    with Engine(path, 60, n_ctx=256, config=config) as engine:
+        budgets = {
+            il: [engine.head(il, ih).budget for ih in range(c.ra_n_head_kv(engine.ctx, il))]
+            for il in range(12)
+        }
+        assert [il for il in budgets if budgets[il]] == [5, 11]
+        assert sum(budgets[5] + budgets[11]) == 4 * 60
+        # pyramid: falls with depth; the wave follows the demand
+        assert (budgets[5] > budgets[11]) == (layers == "pyramid")
+
+
 def test_a_tail_goes_while_the_window_is_whole(windows: Path) -> None:
     config = {**SMALL, "buffer": 64}
     with Engine(windows, 200, n_batch=64, n_ubatch=64, config=config) as engine:
@@ -142,3 +161,28 @@ def test_tensor_split_is_refused_by_name(windows: Path) -> None:
     assert not lib.llama_init_from_model(model, lib.llama_context_default_params())
     assert "cannot be split tensor by tensor" in c.last_error()
     lib.llama_model_free(model)
+
+
+GEMMA3 = os.environ.get("REASONALLOC_GEMMA3", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GEMMA3, reason="REASONALLOC_GEMMA3 names no GGUF file of Gemma 3 270M")
+def test_gemma_3() -> None:
+    """Fifteen of its 18 layers have a window of 512 tokens."""
+    text = b"The history of mathematics deals with the origin of discoveries. The first of them was"
+    tokens = (ctypes.c_int32 * 100)()
+    with Engine(GEMMA3, n_ctx=1024) as stock:
+        vocab = lib.llama_model_get_vocab(stock.model)
+        n = lib.llama_tokenize(vocab, text, len(text), tokens, 100, True, True)
+        prompt = tokens[:n]
+        expected = stock.greedy(prompt, 300)
+    with Engine(GEMMA3, 512, n_ctx=1024) as engine:
+        assert engine.greedy(prompt, 300) == expected
+    for budget in (64, 128, 256):
+        with Engine(GEMMA3, budget, n_ctx=1024, config={"buffer": 64}) as engine:
+            engine.greedy(prompt, 340)
+            stats = engine.stats()
+            assert (stats.n_layer, stats.n_compressions > 0) == (3, True)
+            assert stats.kv_bytes == 3 * (budget + 64) * (256 + 256) * 2
+            assert stats.stock_bytes == 15 * 1024 * (256 + 256) * 2
