@@ -59,6 +59,15 @@ def test_tail_removal_after_eviction_is_refused(path: Path) -> None:
         assert engine.stats().n_entries == 0
 
 
+def test_who_ignores_a_refusal_learns_of_it_from_the_next_decode(path: Path) -> None:
+    with Engine(path, 32, config=SMALL) as engine:
+        engine.decode(random_tokens(100))
+        assert not engine.remove(50)
+        engine.n_pos = 50
+        engine.decode([1], status=-1)
+        assert "tokens before position 50 were evicted" in c.last_error()
+
+
 def test_cleared_cache_is_as_new(path: Path) -> None:
     tokens = random_tokens(200)
     with Engine(path, 32, config=SMALL) as engine, Engine(path, 32, config=SMALL) as fresh:
