@@ -12,7 +12,6 @@ import click
 from ..engine.errors import ConfigError
 from ..output.console import EXIT_INTERRUPTED
 from ..output.text import size
-from ..run.report import STOPS, split
 
 if TYPE_CHECKING:
     from ..eval.decode.answers import Judge
@@ -115,6 +114,8 @@ def _fields(samples: list[Sample], report: dict[str, Any], found: Vote | None) -
 
 def _texts(samples: list[Sample], found: Vote | None) -> str:
     """Return what is printed: every text, and what was answered."""
+    from ..run.report import STOPS
+
     n, lines = len(samples), []
     for sample in samples:
         lines.append(
@@ -136,6 +137,8 @@ def _texts(samples: list[Sample], found: Vote | None) -> str:
 
 def _summary(options: RunOptions, report: dict[str, Any]) -> str:
     """Return a few lines about all texts."""
+    from ..run.report import split
+
     asked = options.profile if options.by_profile else None
     lines = [
         f"[{report['n_prompt']} prompt tokens read once in {report['prompt_seconds']:.2f} s, "

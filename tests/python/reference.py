@@ -115,6 +115,8 @@ class Head:
 def softmax(x: Array, sink: Array | float = -np.inf) -> Array:
     """Softmax along the last axis, beside a sink [...] that takes its part and is left out."""
     sink = np.broadcast_to(sink, x.shape[:-1])[..., None]
+    if x.shape[-1] == 0:
+        return x
     top = np.maximum(x.max(axis=-1, keepdims=True, initial=-np.inf), sink)
     e = np.exp(x - top)
     return e / (e.sum(axis=-1, keepdims=True) + np.exp(sink - top))

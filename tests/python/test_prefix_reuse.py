@@ -47,7 +47,7 @@ def test_continuation_of_a_compressed_cache_is_reused(make_gguf) -> None:
 
 
 def test_other_protection_starts_clean(make_gguf) -> None:
-    config = {"budget": 64, "buffer": 8, "protect_prompt": "all"}
+    config = {**SMALL, "budget": 64, "buffer": 8, "protect_prompt": "all"}
     with ReasonLlama(make_gguf(), **config) as llama:
         text = complete(llama, "hello world", max_tokens=80)
         assert llama.kv_stats().n_evicted > 0

@@ -132,6 +132,7 @@ def test_sizes_of_many_sequences() -> None:
     assert "| 3,584 MiB | 84 MiB |" in many
 
 
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_ends_all_texts_and_prints_them(make_gguf) -> None:
     command = [sys.executable, "-m", "py_reasonalloc.commands.run", str(make_gguf()), "-p", "hello"]
     command += ["--ctx", "100000", "--rope-freq-base", "1e6", "--samples", "2", "--verbose"]

@@ -86,6 +86,7 @@ def terminal():
             env={**os.environ, "TERM": "xterm-256color"},
             dimensions=(lines, 100),
             encoding="utf-8",
+            codec_errors="replace",  # the terminal's ^C may come inside a character
             timeout=TIMEOUT,
         )
         started.append(child)
