@@ -79,10 +79,10 @@ class Profile:
     n_layer, head_dim : int
         Of the model that was measured.
     n_head_kv : int or tuple of int
-        KV heads of every layer, or of each.
+        KV heads of every layer, or of each; 0 for a layer without a budget.
     demand : tuple of float
         [n_layer] tokens that cover `rho` of the attention mass, mean over decode steps and query
-        heads (with a horizon: over horizons and KV heads); 0 for a layer without attention.
+        heads (with a horizon: over horizons and KV heads); 0 for a layer without a budget.
     rho : float
         Share of the attention mass, 0 to 1.
     gamma, clip_lo, clip_hi : float

@@ -84,7 +84,7 @@ def find_profiles(model_path: str | os.PathLike[str]) -> list[Profile]:
         if profile.family in identity.families
         and profile.architecture == identity.architecture
         and profile.n_layer == identity.n_layer
-        and profile.n_head_kv == identity.n_head_kv
+        and _same_heads(profile, identity)
     ]
     # the most telling name first; of several profiles of a family one with a horizon, the newest
     fitting.sort(key=lambda p: (p.horizon > 0, p.date), reverse=True)
@@ -123,3 +123,12 @@ def resolve_profile(
             f"{n_layer} layers"
         )
     return profile
+
+
+def _same_heads(profile: Profile, identity: ModelIdentity) -> bool:
+    """Whether the KV heads are those of the file, but for layers that have no budget (0)."""
+    sides = [
+        [heads] * profile.n_layer if isinstance(heads, int) else list(heads)
+        for heads in (profile.n_head_kv, identity.n_head_kv)
+    ]
+    return len(sides[0]) == len(sides[1]) and all(a in (0, b) for a, b in zip(*sides))

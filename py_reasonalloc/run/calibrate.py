@@ -40,6 +40,7 @@ from ..session.reason_llama import ReasonLlama
 from .centres import CentreMeter
 from .curves import CurveMeter, replay_config
 from .demand import DemandMeter
+from .dryrun import EmptyLlama
 from .probes import MAX_PROMPTS
 from .streams import StreamRecorder
 
@@ -172,10 +173,9 @@ def calibrate(
             f"a probe prompt has {n_longest} tokens, but the context ends at {n_trained}"
         )
     n_ctx = min(n_longest + settings.steps, n_trained or n_longest + settings.steps)
-    heads = identity.n_head_kv
-    per_layer = [heads] * identity.n_layer if isinstance(heads, int) else list(heads)
+    per_layer = budgeted_heads(model_path, identity.n_layer)
     recorder = StreamRecorder(per_layer) if settings.curves else None
-    centres = CentreMeter(identity.n_layer, identity.head_dim)
+    centres = CentreMeter(per_layer, identity.head_dim)
     meter = DemandMeter(per_layer, settings.rho, settings.horizon, recorder, centres)
     curves = CurveMeter(per_layer, replay_config(settings.buffer), settings.n_threads)
     arguments: dict[str, Any] = {
@@ -206,10 +206,24 @@ def calibrate(
             meter.start(len(tokens), is_counted=False)
             llama.eval(tokens)
             replay(llama)
-    profile = _profile(identity, meter, settings, len(prompts), name, command)
+    profile = _profile(identity, per_layer, meter, settings, len(prompts), name, command)
     if recorder is None:
         return profile
     return dataclasses.replace(profile, head_error=curves.head_error(recorder.norms()))
+
+
+def budgeted_heads(path: str | os.PathLike[str], n_layer: int) -> list[int]:
+    """Return the KV heads of each layer that have a budget, as the library splits one, [n_layer].
+
+    0 for a layer whose cache is llama.cpp's own: a window, a recurrent state, no attention.
+
+    Raises
+    ------
+    UnsupportedError
+        The model cannot have a budgeted cache.
+    """
+    with EmptyLlama(path, n_ctx=1, use_mmap=False) as llama:
+        return [max(c.ra_n_head_kv(llama.ctx, il), 0) for il in range(n_layer)]
 
 
 def _share(progress: Callable[[int], None], n_total: int, n_parts: int) -> Callable[[int], None]:
@@ -249,6 +263,7 @@ def _decode(
 
 def _profile(
     identity: ModelIdentity,
+    per_layer: list[int],
     meter: DemandMeter,
     settings: Settings,
     n_prompts: int,
@@ -261,14 +276,13 @@ def _profile(
             "nothing was measured: the model ended every text at once (or before a horizon's end), "
             "or has no attention that can be seen"
         )
-    heads = identity.n_head_kv
     family = identity.families[0]
     return Profile(
         name=name or family,
         family=family,
         architecture=identity.architecture,
         n_layer=identity.n_layer,
-        n_head_kv=heads,
+        n_head_kv=per_layer[0] if len(set(per_layer)) == 1 else tuple(per_layer),
         head_dim=identity.head_dim,
         demand=tuple(round(float(d), 3) for d in demand),
         rho=float(settings.rho),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ class CentreMeter:
 
     Parameters
     ----------
-    n_layer, head_dim : int
+    n_head_kv : [n_layer]
+        KV heads of each layer; one of 0 is not measured.
+    head_dim : int
         Of the model.
 
     Attributes
@@ -71,8 +74,10 @@ class CentreMeter:
         Why the queries of this model cannot be read; "" if they can.
     """
 
-    def __init__(self, n_layer: int, head_dim: int) -> None:
+    def __init__(self, n_head_kv: Sequence[int], head_dim: int) -> None:
         self.head_dim = head_dim
+        self._n_head_kv = list(n_head_kv)
+        n_layer = len(self._n_head_kv)
         self.reason = ""
         self._n_pos = np.zeros(n_layer, dtype=np.int64)
         self._n = np.zeros(n_layer, dtype=np.int64)
@@ -89,8 +94,11 @@ class CentreMeter:
         match = _PRODUCT.match(name)
         if match is None or self.reason:
             return False
+        il = int(match[1])
+        if il < len(self._n_head_kv) and self._n_head_kv[il] == 0:
+            return False
         if not ask:
-            self._add(int(match[1]), tensor)
+            self._add(il, tensor)
         return True
 
     def _add(self, il: int, product: int) -> None:

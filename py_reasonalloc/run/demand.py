@@ -48,7 +48,7 @@ class DemandMeter:
     Parameters
     ----------
     n_head_kv : [n_layer]
-        KV heads of each layer.
+        KV heads of each layer; one of 0 is not measured.
     rho : float
         Share of the attention mass.
     horizon : int
@@ -125,6 +125,8 @@ class DemandMeter:
         """Take the attention of one step, [n_head, n_kv]."""
         if il >= len(self._sum):
             raise UnsupportedError(f"layer {il} is beyond the {len(self._sum)} of the model's file")
+        if self._n_head_kv[il] == 0:
+            return
         self.n_steps[il] += 1
         if self.horizon == 0:
             self._count(il, attention)

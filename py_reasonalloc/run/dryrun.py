@@ -15,7 +15,7 @@ from ..session.reason_llama import ReasonLlama
 from .options import Plan, RunOptions, session_arguments
 
 
-class _EmptyLlama(ReasonLlama):
+class EmptyLlama(ReasonLlama):
     """A session whose model, cache and buffers are never allocated. It cannot decode."""
 
     @property
@@ -124,6 +124,6 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
     )
 
 
-def _open(options: RunOptions, plan: Plan, n_ctx: int) -> _EmptyLlama:
+def _open(options: RunOptions, plan: Plan, n_ctx: int) -> EmptyLlama:
     arguments = session_arguments(options, plan, n_ctx)
-    return _EmptyLlama(**{**arguments, "use_mmap": False, "use_mlock": False})
+    return EmptyLlama(**{**arguments, "use_mmap": False, "use_mlock": False})

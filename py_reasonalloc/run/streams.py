@@ -55,7 +55,7 @@ class StreamRecorder:
     Parameters
     ----------
     n_head_kv : [n_layer]
-        KV heads of each layer.
+        KV heads of each layer; one of 0 is not recorded.
     """
 
     def __init__(self, n_head_kv: Sequence[int]) -> None:
@@ -79,18 +79,20 @@ class StreamRecorder:
         if match is None or int(match[2]) >= len(self._n_head_kv):
             return None
         kind, il = match[1], int(match[2])
+        if self._n_head_kv[il] == 0:
+            return None
         if kind == b"kq_soft_max":
             if ask:
                 self._check(tensor, il)
             return None  # the demand is read from it, too
         if kind == b"kqv":
             if ask:
-                self._v[il] = ggml.view_of(_required(ggml.source(tensor, 0)))
+                self._v[il] = _cached(_required(ggml.source(tensor, 0)))
             return False
         if ask:
             return True
         if kind == b"kq":
-            self._k[il] = ggml.view_of(_required(ggml.source(tensor, 0)))
+            self._k[il] = _cached(_required(ggml.source(tensor, 0)))
             q = ggml.view_of(_required(ggml.source(tensor, 1)))
             self._q[il].append(ggml.read_view(q)[0])
         else:
@@ -156,3 +158,13 @@ def _required(tensor: Any) -> int:
             "attention of another shape than expected: --no-curves leaves it out"
         )
     return int(tensor)
+
+
+def _cached(tensor: int) -> ggml.View:
+    """Return where keys or values lie; refuse a copy of them, which is gone after the step."""
+    view = ggml.view_of(tensor)
+    if view.root == tensor:
+        raise UnsupportedError(
+            "latent attention (MLA): error curves cannot be measured (leave them out: --no-curves)"
+        )
+    return view
