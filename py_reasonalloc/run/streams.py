@@ -106,7 +106,7 @@ class StreamRecorder:
         if not is_plain or ggml.parameter_f32(soft_max, 1) != 0.0:
             raise UnsupportedError(
                 "attention with sinks, capped logits or ALiBi: error curves cannot be measured "
-                "(leave them out: --no-curves)"
+                "(reasonalloc-profile --no-curves leaves them out)"
             )
         self._scale[il] = ggml.parameter_f32(soft_max, 0)
 
@@ -147,7 +147,7 @@ class StreamRecorder:
         if np.any((self._n_norm == 0) & (np.array(self._n_head_kv) > 0)):
             raise UnsupportedError(
                 "the model's graph does not show its residual stream: error curves cannot be "
-                "measured (leave them out: --no-curves)"
+                "measured (reasonalloc-profile --no-curves leaves them out)"
             )
         return self._norm / np.maximum(self._n_norm, 1)
 
@@ -155,7 +155,8 @@ class StreamRecorder:
 def _required(tensor: Any) -> int:
     if tensor is None:
         raise UnsupportedError(
-            "attention of another shape than expected: --no-curves leaves it out"
+            "attention of another shape than expected "
+            "(reasonalloc-profile --no-curves leaves it out)"
         )
     return int(tensor)
 
@@ -165,6 +166,7 @@ def _cached(tensor: int) -> ggml.View:
     view = ggml.view_of(tensor)
     if view.root == tensor:
         raise UnsupportedError(
-            "latent attention (MLA): error curves cannot be measured (leave them out: --no-curves)"
+            "latent attention (MLA): error curves cannot be measured "
+            "(reasonalloc-profile --no-curves leaves them out)"
         )
     return view

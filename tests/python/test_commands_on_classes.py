@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
+from gguf_factory import byte_symbols
+from test_architectures import program  # noqa: F401  (a fixture)
+from test_engine_classes import save
 
+from py_reasonalloc.engine.errors import UnsupportedError
 from py_reasonalloc.engine.stats import engine_stats
 from py_reasonalloc.run.calibrate import Settings, calibrate
 from py_reasonalloc.session.config import BudgetConfig
@@ -41,3 +46,60 @@ def test_a_profile_is_of_the_layers_that_have_a_budget(windows: Path, layers: st
         assert engine_stats(llama.ctx).n_compressions > 0
         held = [len(layer) for layer in llama.kv_stats().layers]
         assert held == [0, 0, 0, 0, 0, 2] * 2
+
+
+def with_vocabulary(source: Path, target: Path) -> Path:
+    """Copy a random model of 128 tokens, and give it a vocabulary of ASCII."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(str(target), reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        is_array = field.types[0] == gguf.GGUFValueType.ARRAY
+        if name.startswith(("GGUF.", "general.arch", "tokenizer.")) or (
+            is_array and not field.data
+        ):
+            continue
+        kind = field.types[-1] if is_array else None
+        writer.add_key_value(name, field.contents(), field.types[0], kind)
+    symbols = byte_symbols()[32:127]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list([*symbols, "ĠĠ", *(f"<{i}>" for i in range(len(symbols) + 1, 128))])
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_bos_token_id(127)
+    writer.add_eos_token_id(126)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def test_latent_rows_have_demands_but_no_curves(program: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Their values are copied for each step: nothing that could be read after the text."""
+    source = save(program, tmp_path, "deepseek2", "moe")
+    path = with_vocabulary(source, tmp_path / "latent.gguf")
+    with pytest.raises(UnsupportedError, match=r"latent attention .*--no-curves"):
+        calibrate(path, [PROMPT], settings())
+    profile = calibrate(path, [PROMPT], settings(curves=False))
+    assert profile.n_head_kv == 1
+    assert min(profile.demand) > 0
+    config = BudgetConfig(40, buffer=16, window=8, layers="wave", profile=profile)
+    with ReasonLlama(path, budget=config, n_ctx=256) as llama:
+        llama.eval(llama.tokenize(PROMPT.encode() * 2))
+        assert engine_stats(llama.ctx).n_compressions > 0
+
+
+def test_layers_without_attention_are_left_out(program: Path, tmp_path: Path) -> None:  # noqa: F811
+    source = save(program, tmp_path, "granitehybrid", "dense")
+    path = with_vocabulary(source, tmp_path / "hybrid.gguf")
+    profile = calibrate(path, [PROMPT], settings())
+    heads = profile.n_head_kv
+    assert isinstance(heads, tuple)
+    assert 0 in heads
+    assert [n > 0 for n in heads] == [demand > 0 for demand in profile.demand]
+    config = BudgetConfig(40, buffer=16, window=8, layers="error", profile=profile)
+    with ReasonLlama(path, budget=config, n_ctx=256) as llama:
+        llama.eval(llama.tokenize(PROMPT.encode() * 2))
+        assert engine_stats(llama.ctx).n_compressions > 0
