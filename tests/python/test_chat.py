@@ -350,9 +350,7 @@ def test_on_a_terminal(terminal, tmp_path) -> None:
     child.send("/clear\r")
     child.expect("a new conversation")
     child.send(SAMPLE_PROBLEM.prompt + "\r")
-    child.expect("Let me work")
-    child.sendintr()
-    child.expect(r"end: stopped by Ctrl-C")
+    child.expect("The answer is ")
     child.send("/stats\r")
     child.expect(r"1 turn, (\d+) of")
     child.send("/exit\r")
@@ -361,6 +359,27 @@ def test_on_a_terminal(terminal, tmp_path) -> None:
     assert child.exitstatus == 0
     history = tmp_path / "chat_history"
     assert FIRST in history.read_text() and history.stat().st_mode & 0o077 == 0
+
+
+@pty
+@pytest.mark.usefixtures("foreground")
+def test_ctrl_c_ends_the_text_on_a_terminal(terminal, make_gguf) -> None:
+    """Of a model whose text never ends; the demo's is over before a key is pressed."""
+    model = make_gguf(chat_template=CHAT_TEMPLATE, n_ctx_train=1 << 20)
+    child = terminal(model, "--chat", "--budget", "32", "--buffer", "16", "--threads", "1")
+    child.expect("/help lists commands")
+    child.expect(r">.*\x1b\[\?25h")
+    child.send("hello\r")
+    child.expect(r"\x1b\[\?2004l")  # the line was taken
+    child.expect(r"[^\x1b]{40}")  # text
+    child.sendintr()
+    child.expect(r"end: stopped by Ctrl-C")
+    child.send("/stats\r")
+    child.expect(r"1 turn, (\d+) of")
+    child.send("/exit\r")
+    child.expect(__import__("pexpect").EOF)
+    child.wait()
+    assert child.exitstatus == 0
 
 
 @pty
