@@ -3,6 +3,9 @@
 #   build   the folder
 #   cmake   the CMake that made it, if it is still there: another version may recompile everything
 #   python  one that can run the build: in PATH, in .venv, or python3
+#   cached NAME            prints what the folder was configured with
+#   source_archive [PATH]  prints the path of the llama-cpp-python source distribution: that file, or the newest
+#                          in that folder; without one, in the download cache
 # and puts the tools beside that python (cmake, ninja) into PATH.
 
 folders=(build/py3-none-linux_*)
@@ -26,7 +29,6 @@ fi
 [[ "$python" == /* ]] || python="$PWD/$python"
 PATH="$(dirname "$python"):$PATH"
 
-# cached NAME: its value when the folder was configured
 cached() { sed -n "s/^$1:[A-Z]*=//p" "$build/CMakeCache.txt"; }
 
 cmake="$(cached CMAKE_COMMAND)"
@@ -37,3 +39,15 @@ for tool in "$cmake" ninja; do
         exit 2
     fi
 done
+
+source_archive() {
+    local folder="${1:-${REASONALLOC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/reasonalloc}}"
+    local archives=("$folder"/llama_cpp_python-*.tar.gz)
+    local archive="${archives[-1]}"
+    [[ -f "$folder" ]] && archive="$folder"
+    if [[ ! -f "$archive" ]]; then
+        echo "$archive: no such file: name the llama-cpp-python source distribution" >&2
+        return 2
+    fi
+    echo "$archive"
+}

@@ -12,14 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 source native/cmake/build_folder.sh
 
-cache="${REASONALLOC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/reasonalloc}"
-archives=("${1:-$cache}"/llama_cpp_python-*.tar.gz)
-archive="${archives[-1]}"
-[[ -f "${1:-}" ]] && archive="$1"
-if [[ ! -f "$archive" ]]; then
-    echo "$archive: no such file: name the llama-cpp-python source distribution" >&2
-    exit 2
-fi
+archive="$(source_archive "${1:-}")"
 
 work="build/llama-bench.work"
 out="build/llama-bench"

@@ -10,14 +10,15 @@ std::vector<std::unique_ptr<ra_stream>> ra_make_streams(const llama_model &     
                                                         ra_settings *               settings) {
     std::vector<std::unique_ptr<ra_stream>> streams;
     std::vector<ra_settings>                copies(cparams.n_seq_max);
-    copies[0]    = *settings;
-    *settings    = {};
-    ra_status st = RA_STATUS_OK;
-    for (size_t i = 1; i < copies.size() && st == RA_STATUS_OK; ++i) {
-        st = ra_settings_init(&copies[i], &copies[0].cfg);
-    }
+    copies[0] = *settings;
+    *settings = {};
     try {
-        for (size_t i = 0; i < copies.size() && st == RA_STATUS_OK; ++i) {
+        for (size_t i = 1; i < copies.size(); ++i) {
+            if (ra_settings_init(&copies[i], &copies[0].cfg) != RA_STATUS_OK) {
+                ra_throw_last();
+            }
+        }
+        for (size_t i = 0; i < copies.size(); ++i) {
             streams.push_back(
                 std::make_unique<ra_stream>(model, params, cparams.offload_kqv, grows, &copies[i]));
             streams.back()->store.cache->seq_id = (int32_t) i;
@@ -27,12 +28,6 @@ std::vector<std::unique_ptr<ra_stream>> ra_make_streams(const llama_model &     
             ra_settings_free(&copy);
         }
         throw;
-    }
-    if (st != RA_STATUS_OK) {
-        for (ra_settings & copy : copies) {
-            ra_settings_free(&copy);
-        }
-        ra_throw_last();
     }
     return streams;
 }

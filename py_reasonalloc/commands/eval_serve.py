@@ -10,19 +10,12 @@ import os
 import click
 
 from .. import __version__
-from ..output.console import open_library, threads_option
+from ..output.console import listen_options, open_library, threads_option
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("model")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="0: any that is free.",
-)
+@listen_options(8080)
 @threads_option(default="  [default: all]")
 @click.option(
     "--gpu-layers", type=click.IntRange(min=-1), default=0, help="Layers to run on a GPU; -1: all."

@@ -13,7 +13,7 @@ import click
 
 from .. import __version__
 from ..engine.errors import ConfigError
-from ..output.console import run_command
+from ..output.console import listen_options, run_command
 from ..task.shipped import DEMO
 from .run_options import budget_options, model_options
 from .run_request import run_options
@@ -29,14 +29,7 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("model")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="0: any that is free.",
-)
+@listen_options(8000)
 @click.option(
     "--parallel",
     type=click.IntRange(1, 256),

@@ -71,6 +71,24 @@ def threads_option(whose: str = "", default: str = "") -> Callable[[Any], Any]:
     )
 
 
+def listen_options(port: int) -> Callable[[Any], Any]:
+    """Return a decorator with the options ``--host`` and ``--port`` of a server."""
+
+    def decorate(function: Any) -> Any:
+        function = click.option(
+            "--port",
+            type=click.IntRange(0, 65535),
+            default=port,
+            show_default=True,
+            help="0: any that is free.",
+        )(function)
+        return click.option(
+            "--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface."
+        )(function)
+
+    return decorate
+
+
 def open_library() -> None:
     """Load the native library; from now on an abort inside it ends the command with one line.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.errors import ConfigError, ContextFullError, ReasonAllocError
-from ..session.sequences.budgets import sequence_stats
+from ..engine.stats import engine_stats
 from ..session.sequences.chain import FAILED, INTERRUPTED, STOP, Chain, Event
 from ..session.sequences.prefixes import Prefixes
 from ..session.sequences.scheduler import Sequences
@@ -253,7 +253,7 @@ class Engine:
             self._tokens.append((now, counts.n_tokens))
         n_compressions, n_evicted, n_cached = counts.n_compressions, counts.n_evicted, 0
         if self._llama.config is not None:
-            stats = sequence_stats(self._llama.ctx, -1)
+            stats = engine_stats(self._llama.ctx, -1)
             n_compressions += stats.n_compressions
             n_evicted += stats.n_evicted
             n_cached = stats.n_entries

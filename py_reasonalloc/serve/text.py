@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..session.marks import Thoughts, held_back
+from ..session.marks import StopStrings, Thoughts
 from ..session.sequences.request import TokenLogprob
 
 
@@ -51,8 +51,6 @@ class Writer:
 
     Attributes
     ----------
-    is_stopped : bool
-        A stop string was found.
     n_tokens : int
         Taken so far.
     """
@@ -66,20 +64,24 @@ class Writer:
         tags: tuple[str, str] | None = None,
         is_open: bool = False,
     ) -> None:
-        self.index, self.is_stopped, self.n_tokens = index, False, 0
-        self._pieces, self._special, self._stops = pieces, special, list(stops)
+        self.index, self.n_tokens = index, 0
+        self._pieces, self._special, self._stop = pieces, special, StopStrings(stops)
         self._tags = [tag.encode() for tag in tags or () if tag]
         self._thoughts = Thoughts(tags, is_open)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""
         self._n_out = 0  # characters handed on
         self._pending: list[tuple[TokenLogprob, int]] = []
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self._stop.is_met
 
     def take(self, token: int, logprob: TokenLogprob | None) -> Delta:
         """Take a token; return what can be said of the text now."""
         self.n_tokens += 1
         if logprob is not None:
-            self._pending.append((logprob, self._n_out + len(self._held)))
+            self._pending.append((logprob, self._n_out + self._stop.n_held))
         return self._hand_on(self._decoder.decode(self._bytes(token)), False)
 
     def finish(self, reason: str) -> Delta:
@@ -98,15 +100,10 @@ class Writer:
         return piece
 
     def _hand_on(self, text: str, is_end: bool) -> Delta:
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        if found and not self.is_stopped:
-            self.is_stopped, self._held = True, self._held[: min(found)]
-        is_over = is_end or self.is_stopped
-        n_held = max((held_back(self._held, stop) for stop in self._stops), default=0)
-        n = len(self._held) - (0 if is_over else n_held)
-        ready, self._held = self._held[:n], self._held[n:]
-        self._n_out += n
+        ready = self._stop.feed(text)
+        if is_end:
+            ready += self._stop.rest()
+        self._n_out += len(ready)
         delta = Delta(self.index)
         delta.logprobs = [one for one in self._pending if one[1] < self._n_out or is_end]
         if self.is_stopped:  # tokens of the stop string are no part of the text

@@ -25,6 +25,11 @@ class StopStrings:
         self._stop = [text for text in stop if text]
         self._held = ""
 
+    @property
+    def n_held(self) -> int:
+        """Characters held back."""
+        return len(self._held)
+
     def feed(self, piece: str) -> str:
         """Take the next piece; return what is certain to be part of the text."""
         if self.is_met:

@@ -31,6 +31,17 @@ def n_protectable(session: Any, tokens: Sequence[int]) -> int:
     return max(before, min(wanted, _n_held(session)))
 
 
+def set_protect(ctx: Any, n_protect: int, seq_id: int = 0) -> None:
+    """Protect the first positions of a sequence from now on.
+
+    Raises
+    ------
+    BudgetError
+        The budget cannot hold them.
+    """
+    c.check(c.ra_set_protect(ctx, seq_id, n_protect))
+
+
 def protect(session: Any, n_protect: int) -> None:
     """Protect the first positions; a cache made under another protection is dropped.
 
@@ -45,7 +56,7 @@ def protect(session: Any, n_protect: int) -> None:
     before = session.n_protect
     if splits_by_protection(session.config) and n_protect != before:
         session.clear()
-    c.check(c.ra_set_protect(session.ctx, 0, n_protect))
+    set_protect(session.ctx, n_protect)
     if n_protect != before and engine_stats(session.ctx).n_evicted > 0:
         is_short = _n_held(session) < min(n_protect, session.n_cached())
         if n_protect < before or is_short:

@@ -18,11 +18,11 @@ from ..cases import rows
 from ..cases.methods import Setup
 from ..cases.rows import Row
 from .loops import LoopDetector
+from .run import solve_here
 from .worker import (
     STOPS,
     Job,
     Task,
-    Worker,
     budget_counts,
     full_counts,
     judge_row,
@@ -51,22 +51,13 @@ def solve_side_by_side(job: Job, tasks: Sequence[Task], n_parallel: int) -> Iter
             setup = job.setups[arm]
             if setup.config is not None and setup.config.policy == _DRAWING_POLICY:
                 session.close()
-                yield from _one_by_one(job, list(of_arm))
+                yield from solve_here(job, list(of_arm))
                 continue
             llama = session.opened(setup)
             with Sequences(llama, prompt_step=None) as sequences:
                 yield from _Texts(job, llama, sequences, of_arm).rows()
     finally:
         session.close()
-
-
-def _one_by_one(job: Job, tasks: Sequence[Task]) -> Iterator[Row]:
-    worker = Worker(job)
-    try:
-        for task in tasks:
-            yield worker.solve(task)
-    finally:
-        worker.close()
 
 
 class _Session:

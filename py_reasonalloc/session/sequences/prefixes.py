@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...engine.stats import engine_stats
 from ..checkpoints import Checkpoints, Snapshot, read_sequence, write_sequence
-from ..protection import splits_by_protection
+from ..protection import set_protect, splits_by_protection
 from ..reading import pieces_of
-from .budgets import sequence_stats, set_protect
 from .chain import Chain
 
 
@@ -48,7 +48,7 @@ class Prefixes:
         if state is None:
             return
         n_protect = self._config.n_protect(len(chain.request.prompt))
-        is_free = sequence_stats(self._ctx, seq_id).n_compressions == 0
+        is_free = engine_stats(self._ctx, seq_id).n_compressions == 0
         is_free = is_free and not splits_by_protection(self._config)
         self.store.keep(chain.known(0, end), Snapshot(state, None if is_free else n_protect))
 

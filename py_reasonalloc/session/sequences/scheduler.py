@@ -11,8 +11,9 @@ from typing import Any
 from llama_cpp import llama_cpp as bindings
 
 from ...engine.errors import ComputeError, ConfigError, ContextFullError, ReasonAllocError
+from ...engine.stats import engine_stats
+from ..protection import set_protect
 from ..steering import Sampling
-from .budgets import sequence_stats, set_protect
 from .cells import Cells
 from .chain import CONTEXT, FAILED, INTERRUPTED, LENGTH, STOP, Chain, Event
 from .counts import Counts
@@ -335,7 +336,7 @@ class Sequences:
         """Free a chain's sequence; those that wanted its prompt read it themselves."""
         if chain.seq_id is not None:
             if self._llama.config is not None:
-                chain.stats = sequence_stats(self._llama.ctx, chain.seq_id)
+                chain.stats = engine_stats(self._llama.ctx, chain.seq_id)
                 self.counts.add_cache(chain.stats)
             self._cells.empty(chain.seq_id)
             del self._live[chain.seq_id]
