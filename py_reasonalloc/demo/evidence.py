@@ -1,9 +1,10 @@
 """The demo reasoner's evidence, from one command: ``python -m py_reasonalloc.demo.evidence``.
 
-Comparisons on fresh problems: the methods at every budget; what each part of the method gives; the
-methods with a wider window; without prompt protection; cache types at equal bytes. Each is a
-results file of `reasonalloc-eval`, NAME.jsonl, and made of it NAME.jsonl.gz, tables (NAME.md and
-NAME.csv), a plot and the section that docs/evidence.md shows, NAME-section.md. And what
+Comparisons on fresh problems: today's defaults beside other scores; the paper's settings at every
+budget; what each part of the method gives; the methods with a wider window; without prompt
+protection; cache types at equal bytes. Each is a results file of `reasonalloc-eval`, NAME.jsonl,
+and made of it NAME.jsonl.gz, tables (NAME.md and NAME.csv), a plot and the section that
+docs/evidence.md shows, NAME-section.md. And what
 `demo.autopsy` finds: autopsy.json and autopsy.md. A run that was stopped goes on with the same
 command.
 """
@@ -93,6 +94,23 @@ WIDE_METHODS = (
     f"reasonalloc+{HORIZON}+{WIDE}",
     f"reasonalloc+{HORIZON}+{WIDE}+lambda=0.5",
 )
+#: Today's settings: the window of `reasonalloc-run`, error curves for layers and heads, merging.
+DEFAULT_BUDGETS = (96, 128, 160, 200, 256)
+DEFAULT_METHODS = tuple(
+    f"{name}+{WIDE}"
+    for name in (
+        "streaming",
+        "random",
+        "snapkv",
+        "h2o",
+        "keydiff",
+        "rkv",
+        "pyramid-rkv",
+        "loss",
+        "rkv+layers=error",
+        "loss-error",
+    )
+)
 UNPROTECTED = ("random", "rkv", "snapkv", "reasonalloc")
 #: Cache type -> bytes of one element, block scales included.
 ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
@@ -148,12 +166,14 @@ Part = Union[Comparison, Autopsies]
 
 
 def all_parts(n_problems: int, n_parts: int) -> dict[str, Part]:
-    """Return all parts: `n_problems` problems in the first comparison, `n_parts` in the others."""
+    """Return all parts: `n_problems` in the first two comparisons, `n_parts` in the others."""
     budgets = ["--budgets", ",".join(map(str, BUDGETS))]
     some = ["--budgets", ",".join(map(str, PART_BUDGETS))]
     wide = ["--budgets", ",".join(map(str, WIDE_BUDGETS))]
+    today = ["--budgets", ",".join(map(str, DEFAULT_BUDGETS))]
     types = ["full", "full+kv=q8_0", "full+kv=q4_0", *equal_bytes(BYTE_BUDGETS)]
     return {
+        "defaults": Comparison(n_problems, DEFAULT_METHODS, today, f"rkv+{WIDE}"),
         "methods": Comparison(n_problems, METHODS, budgets),
         "parts": Comparison(n_parts, PARTS, some),
         "window": Comparison(n_parts, WIDE_METHODS, wide, f"rkv+{WIDE}"),
@@ -339,7 +359,7 @@ def _names(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> lis
     type=click.IntRange(min=1),
     default=500,
     show_default=True,
-    help="Of the main comparison.",
+    help="Of the first two comparisons.",
 )
 @click.option(
     "--part-problems",
