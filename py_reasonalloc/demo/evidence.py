@@ -40,7 +40,7 @@ from ..task.shipped import DEMO_MODEL
 from .autopsy import BUFFER, dissect, text_of
 from .evidence_tables import autopsy_table, bytes_table, check_page, fill, matrix, write_whole
 
-BUDGETS = (96, 128, 160, 200, 256, 320)
+BUDGETS = (128, 160, 200, 256)
 METHODS = (
     "full",
     "streaming",
