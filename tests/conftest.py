@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+    from processes import Done
+    from servers import Server
+
     from py_reasonalloc.eval.decode.worker import Job, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +112,68 @@ def cli(command: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A `reasonalloc-serve` of the demo, in a process of its own."""
+    from servers import CACHE, serving
+
+    with serving("demo", *CACHE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[OpenAI]:
+    """The openai client of `server`."""
+    from openai import OpenAI
+    from processes import Done
+
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own."""
+    monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def good_file(tmp_path: Path) -> Path:
+    """A file with a profile of two layers."""
+    from profile_data import GOOD
+
+    path = tmp_path / "good.json"
+    GOOD.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Done]:
+    """Return a function that runs a command of the package with bytes in and out."""
+    from processes import run_bytes
+
+    return run_bytes
+
+
+@pytest.fixture(scope="session")
+def odd_files(
+    make_gguf: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Model files that are not quite as they should be, by name."""
+    from processes import write_odd_files
+
+    return write_odd_files(make_gguf, tmp_path_factory.mktemp("odd"))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A results file of three rows."""
+    from result_rows import write_three
+
+    return write_three(tmp_path / "results.jsonl")
 
 
 @pytest.fixture(scope="module")

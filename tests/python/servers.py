@@ -9,15 +9,24 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 from conftest import ROOT
 
+from py_reasonalloc.task.problems import generate_problem
+
 #: Seconds that anything may take.
 PATIENCE = 120.0
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+#: So small that problems of the demo are compressed.
+CACHE = ("--budget", 96, "--buffer", 16, "--window", 16, "--profile", "none")
+GREEDY = {"temperature": 0.0}
+HELLO = [{"role": "user", "content": "hello"}]
+PROMPTS = [generate_problem(seed=5, index=i, level=1).prompt for i in range(8)]
 
 
 class Server:
@@ -117,3 +126,11 @@ def serving(*arguments: object) -> Iterator[Server]:
     assert server.end() == 0, server.errors
     said = "".join(server.errors)  # llama.cpp itself says what is wrong with a grammar
     assert "Traceback" not in said and "ERROR" not in said, said
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until a condition holds, and fail if it does not."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
