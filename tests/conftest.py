@@ -127,7 +127,6 @@ def server() -> Iterator[Server]:
 def client(server: Server) -> Iterator[OpenAI]:
     """The openai client of `server`."""
     from openai import OpenAI
-    from processes import Done
 
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
         yield made

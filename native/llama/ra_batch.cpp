@@ -84,6 +84,33 @@ static std::vector<int32_t> ra_cut(const std::vector<ra_run> & runs, int32_t n_p
     return sizes;
 }
 
+// whether the batch is one token of each of several sequences
+static bool ra_is_a_step(const std::vector<ra_run> & runs) {
+    std::vector<llama_seq_id> ids;
+    for (const ra_run & run : runs) {
+        if (run.end - run.begin != 1 ||
+            std::find(ids.begin(), ids.end(), run.seq_id) != ids.end()) {
+            return false;
+        }
+        ids.push_back(run.seq_id);
+    }
+    return true;
+}
+
+// Recurrent layers want as many tokens of every sequence of a micro-batch: one of each, or a piece of one
+// sequence.
+static std::vector<llama_ubatch> ra_split_equal(llama_batch_allocr &        balloc,
+                                                const std::vector<ra_run> & runs, uint32_t n_piece,
+                                                uint32_t n_most) {
+    std::vector<llama_ubatch> ubatches;
+    const bool                is_a_step = ra_is_a_step(runs) && runs.size() <= n_most;
+    while (balloc.get_n_used() < balloc.get_n_tokens()) {
+        ubatches.push_back(is_a_step ? balloc.split_equal(n_most, false, 0)
+                                     : balloc.split_seq(n_piece));
+    }
+    return ubatches;
+}
+
 std::vector<llama_ubatch> ra_split_batch(llama_batch_allocr &           balloc,
                                          const std::vector<ra_target> & targets, uint32_t n_ubatch,
                                          uint32_t n_ctx, bool equal) {
@@ -95,9 +122,11 @@ std::vector<llama_ubatch> ra_split_batch(llama_batch_allocr &           balloc,
     // a piece must fit the room that a compression leaves
     const int32_t n_piece = std::min((int32_t) n_ubatch, targets[0].cache->settings.cfg.buffer);
     balloc.split_reset();
+    if (equal) {
+        return ra_split_equal(balloc, runs, (uint32_t) n_piece, n_ubatch);
+    }
     for (const int32_t n : ra_cut(runs, n_piece, (int32_t) n_ubatch)) {
-        ubatches.push_back(equal ? balloc.split_equal((uint32_t) n, false, 0)
-                                 : balloc.split_simple((uint32_t) n));
+        ubatches.push_back(balloc.split_simple((uint32_t) n));
     }
     return ubatches;
 }

@@ -86,12 +86,10 @@ ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params
                  llm_arch_name(model.arch));
         ra_throw_last();
     }
-    if (cparams.n_seq_max > 1 && (recr != nullptr || (iswa != nullptr && !cparams.kv_unified))) {
+    if (cparams.n_seq_max > 1 && iswa != nullptr && !cparams.kv_unified) {
         ra_error(RA_STATUS_UNSUPPORTED,
-                 recr != nullptr ? "a budget serves one sequence of a model with recurrent layers: "
-                                   "n_seq_max is %u"
-                                 : "several sequences (n_seq_max = %u) of a model with sliding "
-                                   "windows need kv_unified with a budget",
+                 "several sequences (n_seq_max = %u) of a model with sliding windows need "
+                 "kv_unified with a budget",
                  cparams.n_seq_max);
         ra_throw_last();
     }

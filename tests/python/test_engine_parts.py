@@ -124,8 +124,50 @@ def test_a_recurrent_state_has_no_past(hybrid: Path) -> None:
         assert engine.n_pos == 20
         assert engine.remove(0)
         np.testing.assert_array_equal(engine.decode_each(TOKENS[:20]), first)
-    with pytest.raises(RuntimeError, match="one sequence of a model with recurrent layers"):
-        Engine(hybrid, 64, n_seq_max=2)
+
+
+@pytest.mark.parametrize("arch", ["granitehybrid dense", "qwen3next moe", "falcon-h1 dense"])
+def test_sequences_of_a_model_with_recurrent_layers(
+    program: Path,  # noqa: F811
+    tmp_path: Path,
+    arch: str,
+) -> None:
+    """Prompts of other lengths beside steps of others, steps, a copy, states: each as if alone."""
+    path = save(program, tmp_path, *arch.split())
+    texts = {0: TOKENS[:90], 1: TOKENS[::-1][:70], 2: TOKENS[30:110]}
+    exact: dict[str, Any] = {"kv": "f32", "flash_attn": False, "config": SMALL}
+    alone = {}
+    for i, text in texts.items():
+        with Engine(path, 40, n_ctx=256, **exact) as engine:
+            alone[i] = engine.decode_each(text)
+            assert engine.stats().n_compressions > 0
+
+    def close(got: Any, i: int, begin: int) -> None:
+        np.testing.assert_allclose(got, alone[i][begin : begin + len(got)], atol=1e-2)
+
+    with Engine(path, 40, n_ctx=768, n_seq_max=3, **exact) as engine:
+        close(engine.decode_many([(1, texts[1][:40])])[0], 1, 0)
+        # 0 reads its prompt while 1 takes a step and 2 begins
+        first = engine.decode_many([(1, texts[1][40:41]), (0, texts[0][:37]), (2, texts[2][:5])])
+        for got, (i, begin) in zip(first, ((1, 40), (0, 0), (2, 0))):
+            close(got, i, begin)
+        n_done = {0: 37, 1: 41, 2: 5}
+        for _ in range(28):
+            step = [(i, texts[i][n : n + 1]) for i, n in n_done.items()]
+            for got, i in zip(engine.decode_many(step), n_done):
+                close(got, i, n_done[i])
+                n_done[i] += 1
+        assert min(engine.stats(i).n_compressions for i in (0, 1)) > 0
+        lib.llama_memory_seq_rm(engine.memory, 2, -1, -1)
+        lib.llama_memory_seq_cp(engine.memory, 0, 2, -1, -1)
+        for n in range(n_done[0], n_done[0] + 10):
+            step = [(0, texts[0][n : n + 1]), (2, texts[0][n : n + 1])]
+            for got in engine.decode_many(step):
+                close(got, 0, n)
+        # the third goes back to nothing; the others stay as they are
+        lib.llama_memory_seq_rm(engine.memory, 2, -1, -1)
+        close(engine.decode_many([(2, texts[2][:20])])[0], 2, 0)
+        close(engine.decode_many([(1, texts[1][n_done[1] :])])[0], 1, n_done[1])
 
 
 def test_sequences_of_a_model_with_windows(windows: Path) -> None:
