@@ -129,6 +129,8 @@ class Engine:
         As in llama_context_params.
     n_seq_max : int
         Sequences of the context; each may be n_ctx tokens long.
+    model_params : dict
+        Fields of llama_model_params.
     """
 
     path: Path | str
@@ -142,12 +144,15 @@ class Engine:
     config: dict[str, Any] = field(default_factory=dict)
     cb_eval: Any = None
     n_seq_max: int = 1
+    model_params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.n_pos = 0
         self.traces: list[LayerTrace] = []
         model_params = lib.llama_model_default_params()
         model_params.n_gpu_layers = N_GPU_LAYERS
+        for name, value in self.model_params.items():
+            setattr(model_params, name, value)
         self.model = lib.llama_model_load_from_file(str(self.path).encode(), model_params)
         if not self.model:
             raise RuntimeError(f"cannot load {self.path}")
