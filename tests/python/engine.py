@@ -129,8 +129,8 @@ class Engine:
         As in llama_context_params.
     n_seq_max : int
         Sequences of the context; each may be n_ctx tokens long.
-    model_params : dict
-        Fields of llama_model_params.
+    model_params, context_params : dict
+        Further fields of llama_model_params and llama_context_params.
     """
 
     path: Path | str
@@ -145,6 +145,7 @@ class Engine:
     cb_eval: Any = None
     n_seq_max: int = 1
     model_params: dict[str, Any] = field(default_factory=dict)
+    context_params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.n_pos = 0
@@ -174,6 +175,8 @@ class Engine:
         params.flash_attn_type = 1 if self.flash_attn else 0
         if self.cb_eval is not None:
             params.cb_eval = self.cb_eval
+        for name, value in self.context_params.items():
+            setattr(params, name, value)
         if self.budget is not None:
             c.check(c.ra_configure_next(ctypes.byref(self._config())))
         return lib.llama_init_from_model(self.model, params)
