@@ -21,7 +21,7 @@ from llama_cpp import llama_cpp as lib
 from test_architectures import program  # noqa: F401  (a fixture)
 from test_engine_bytes import breakdown
 from test_engine_classes import save
-from test_engine_memory import get_state, set_state, snapshot
+from test_engine_memory import get_state, set_state
 from test_engine_parity import random_tokens
 
 from py_reasonalloc import ReasonLlama
@@ -60,7 +60,7 @@ def run(path: Path, params: dict[str, Any], tokens: Any = TOKENS, **arguments: A
     with Engine(path, 40, n_ctx=256, model_params=params, **arguments) as engine:
         logits = np.concatenate([engine.decode(tokens[:100]), engine.decode_each(tokens[100:])])
         assert engine.stats().n_compressions > 5
-        return logits, snapshot(engine), get_state(engine)
+        return logits, engine.stats().n_compressions, get_state(engine)
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -149,11 +149,11 @@ def test_other_kinds_of_memory(
     else:
         path = save(program, tmp_path, arch, kind)
     tokens = [token % 100 for token in TOKENS]
-    arguments = {"config": UNEVEN, "n_batch": 64, "n_ubatch": 64}
-    logits, kept, state = run(path, ON_CPU, tokens, **arguments)
+    arguments = {"config": UNEVEN, "n_ubatch": 64}
+    expected = run(path, ON_CPU, tokens, **arguments)
     for n in (1, 2):
-        assert_same(run(path, devices.on(n), tokens, **arguments), (logits, kept, state))
-        goes_on_alike(path, state, ON_CPU, devices.on(n))
+        assert_same(run(path, devices.on(n), tokens, **arguments), expected)
+        goes_on_alike(path, expected[2], ON_CPU, devices.on(n))
 
 
 # --- what is done with a cache --------------------------------------------------------------------
@@ -210,21 +210,116 @@ def test_budgets_that_move_segments_both_ways(devices: TestDevices) -> None:
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
-def test_bytes_of_each_device_are_those_of_its_layers(devices: TestDevices, kv: str) -> None:
-    """The pools of a device are one buffer; q8_0 rows are padded there, as on CUDA."""
-    with Engine(DEMO_MODEL, n_ctx=256, kv=kv, model_params=devices.on(2)) as engine:
-        stock = [devices.buffers(i) for i in range(2)]
-    with Engine(
-        DEMO_MODEL, 40, n_ctx=256, kv=kv, config=UNEVEN, model_params=devices.on(2)
-    ) as engine:
+def test_bytes_of_a_device_are_those_of_its_layers(devices: TestDevices, kv: str) -> None:
+    """Pools of a device are one buffer; the last row of q8_0 is padded there, as on CUDA."""
+    config = {**UNEVEN, "policy": "rkv", "merge": 1}
+    params = devices.on(2)
+    with Engine(DEMO_MODEL, 40, n_ctx=256, kv=kv, config=config, model_params=params) as engine:
         stats = engine.stats()
-        # rows of four heads, 80 and 16 each at most together; four queries of eight heads
-        per_layer = (stats.kv_bytes + stats.window_bytes) // 6
-        padding = 2 * 34 * 15 if kv == "q8_0" else 0  # K and V: 480 values
-        sizes = [set(devices.buffers(i)) - set(stock[i]) for i in range(2)]
-        at_most = per_layer + padding + 3 * 128
-        n_layers = [
-            [n for n in range(1, 6) if n * per_layer <= size <= n * at_most]
-            for size in (max(s & {x for x in s if x % 128 >= 0}) for s in sizes)
-        ]
-        assert n_layers
+        rows = stats.kv_bytes // 12 + (480 // 32 * 34 if kv == "q8_0" else 0)  # K or V
+        layer = 2 * (rows + -rows % 128) + stats.window_bytes // 6
+        # weights, pools, compute buffers
+        at_first = [devices.buffers(i) for i in range(2)]
+        pools = [sizes[1] for sizes in at_first]
+        assert [len(sizes) for sizes in at_first] == [3, 3]
+        assert sum(pools) == 6 * layer == breakdown(engine)[1]
+        assert all(size >= 2 * layer and size % layer == 0 for size in pools)
+
+        planned = c.ra_planned_scratch_bytes(engine.ctx)
+        engine.decode([5])
+        with_scratch = [devices.buffers(i) for i in range(2)]
+        assert [sizes[:3] for sizes in with_scratch] == at_first
+        assert sum(sizes[3] for sizes in with_scratch) < planned == engine.stats().scratch_bytes
+        engine.decode(TOKENS)
+        assert engine.stats().n_compressions > 5
+        assert [devices.buffers(i) for i in range(2)] == with_scratch
+        assert engine.stats().scratch_bytes == planned
+    assert [devices.buffers(i) for i in range(2)] == [[], []]
+
+
+# --- a device that lacks operations ---------------------------------------------------------------
+
+
+def graphs_of(devices: TestDevices, path: Path, **arguments: Any) -> tuple[int, int]:
+    """Graphs that a device computes for two tokens, and for one with a compression."""
+    counts = []
+    with Engine(path, 40, n_ctx=256, model_params=devices.on(1), **arguments) as engine:
+        engine.decode(TOKENS[:100])
+        compressed = engine.stats().n_compressions
+        while engine.stats().n_compressions == compressed:
+            before = devices.counts(0)[0]
+            engine.decode([5])
+            counts.append(devices.counts(0)[0] - before)
+    return counts[-3] + counts[-2], counts[-1]
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@pytest.mark.parametrize("method", METHODS)
+def test_cuda_has_all_operations(
+    devices: TestDevices, make_gguf: Any, method: str, kv: str
+) -> None:
+    """No op goes to the CPU, which would cut a graph in pieces: one graph for a token."""
+    path = make_gguf(**HEADS_OF_64, n_ctx_train=1024)
+    arguments = {"kv": kv, "config": METHODS[method]}
+    expected = graphs_of(devices, path, **arguments)
+    assert expected[0] == 2
+    with devices.as_cuda():
+        assert graphs_of(devices, path, **arguments) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_attention_goes_to_the_cpu_where_the_device_has_none(
+    devices: TestDevices, method: str
+) -> None:
+    config = METHODS[method]
+    expected = run(DEMO_MODEL, ON_CPU, config=config)
+    with devices.as_cuda():  # no flash attention for heads of 32
+        assert_same(run(DEMO_MODEL, devices.on(2), config=config), expected)
+        assert graphs_of(devices, DEMO_MODEL, config=config)[0] > 2 * 6
+
+
+def test_tensor_split_is_refused_by_name(devices: TestDevices) -> None:
+    params = devices.on(2, split_mode=3)  # LLAMA_SPLIT_MODE_TENSOR
+    with Engine(DEMO_MODEL, n_ctx=256, model_params=params) as engine:
+        engine.decode([5])  # llama.cpp itself can
+    with pytest.raises(RuntimeError) as error:
+        Engine(DEMO_MODEL, 64, n_ctx=256, model_params=params)
+    assert str(error.value) == (
+        "a budgeted cache cannot be split tensor by tensor over devices: split the model by layers"
+    )
+
+
+# --- the package on them --------------------------------------------------------------------------
+
+
+def test_sessions_and_profiles(devices: TestDevices) -> None:
+    """llama.cpp finds the devices by itself, as it finds GPUs; budgets by measured curves."""
+    found = []
+    for n_gpu_layers in (0, -1):
+        with devices.registered():
+            before = devices.counts(1)[0]
+            settings = Settings(steps=80, n_threads=1, n_gpu_layers=n_gpu_layers, buffer=16)
+            profile = calibrate(DEMO_MODEL, ["a = 4"], settings)
+            with ReasonLlama(
+                DEMO_MODEL,
+                48,
+                "loss",
+                buffer=16,
+                layers="error",
+                profile=profile,
+                n_ctx=1024,
+                n_gpu_layers=n_gpu_layers,
+                tensor_split=[0.5, 0.5],
+                n_threads=1,
+                n_threads_batch=1,
+            ) as llama:
+                first = llama("a = 4\nb = a + 7\n", max_tokens=100, temperature=0.0)
+                state = llama.save_state()
+                more = [llama.sample(temp=0.0)]
+                llama.clear()
+                llama.load_state(state)
+                assert llama.sample(temp=0.0) == more[0]
+                assert llama.kv_stats().n_compressions > 2
+                found.append((profile, first["choices"][0]["text"]))
+            assert (devices.counts(1)[0] > before) == (n_gpu_layers == -1)
+    assert found[0] == found[1]
