@@ -214,7 +214,10 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
         return ra_attend_even(graph, part, t, l, attn.q, attn.sinks, attn.kq_scale, il);
     }
     if (way != RA_ATTEND_BY_HEAD && part->n_tokens == 1 && attn.sinks == nullptr) {
-        return part->by_layer.attend(graph, t, attn.q, attn.kq_scale, il);
+        ggml_tensor * cur = part->by_layer.attend(graph, t, attn.q, attn.kq_scale, il);
+        if (cur != nullptr) {
+            return cur;
+        }
     }
     std::vector<ggml_tensor *> heads;
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {

@@ -226,8 +226,6 @@ ggml_tensor * ra_layer_attention::head_mask(const llm_graph_context & graph, int
 // the windows of a pool [head_dim, n_slots] as [head_dim, n_rows, 1, n_head_kv]
 static ggml_tensor * ra_view_windows(ggml_context * ctx, ggml_tensor * pool, const ra_windows & w,
                                      int32_t n_head_kv) {
-    // as build_attn_mha() does for its own flash attention
-    pool = pool->type == GGML_TYPE_F32 ? ggml_cast(ctx, pool, GGML_TYPE_F16) : pool;
     ggml_tensor * view =
         ggml_view_3d(ctx, pool, pool->ne[0], w.n_rows, 1, pool->nb[1], w.n_rows * pool->nb[1], 0);
     // ggml_view_4d() refuses windows that overlap: it takes the plain product of the sizes for the
@@ -235,6 +233,19 @@ static ggml_tensor * ra_view_windows(ggml_context * ctx, ggml_tensor * pool, con
     view->ne[3] = n_head_kv;
     view->nb[3] = size_t(w.stride) * pool->nb[1];
     return view;
+}
+
+// The scheduler cannot copy windows that overlap to another backend: the op runs where the pool is.
+static ggml_backend_t ra_backend_with(ggml_backend_sched_t sched, const ggml_tensor * pool,
+                                      const ggml_tensor * op) {
+    const ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(pool->buffer);
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        if (ggml_backend_supports_buft(backend, buft) && ggml_backend_supports_op(backend, op)) {
+            return backend;
+        }
+    }
+    return nullptr;
 }
 
 ggml_tensor * ra_layer_attention::attend(const llm_graph_context & graph, const ra_tensors & t,
@@ -247,15 +258,27 @@ ggml_tensor * ra_layer_attention::attend(const llm_graph_context & graph, const 
     q = ggml_view_4d(ctx, q, q->ne[0], 1, n_group, t.n_head_kv, q->nb[2], q->nb[1],
                      size_t(n_group) * q->nb[1], 0);
 
-    ggml_tensor * k   = ra_view_windows(ctx, t.k, w, t.n_head_kv);
-    ggml_tensor * v   = ra_view_windows(ctx, t.v, w, t.n_head_kv);
-    const size_t  row = size_t(w.n_rows) * ggml_element_size(masks_in);
+    // as build_attn_mha() does for its own flash attention
+    ggml_tensor * pool_k = t.k->type == GGML_TYPE_F32 ? ggml_cast(ctx, t.k, GGML_TYPE_F16) : t.k;
+    ggml_tensor * pool_v = t.v->type == GGML_TYPE_F32 ? ggml_cast(ctx, t.v, GGML_TYPE_F16) : t.v;
+    ggml_tensor * k      = ra_view_windows(ctx, pool_k, w, t.n_head_kv);
+    ggml_tensor * v      = ra_view_windows(ctx, pool_v, w, t.n_head_kv);
+    const size_t  row    = size_t(w.n_rows) * ggml_element_size(masks_in);
     // [n_rows, 1, 1, n_head_kv]
     ggml_tensor * m   = ggml_view_4d(ctx, masks(graph), w.n_rows, 1, 1, t.n_head_kv, row, row, row,
                                      w.mask_at * ggml_element_size(masks_in));
     ggml_tensor * cur = ggml_flash_attn_ext(
         ctx, q, k, v, m, kq_scale, 0.0f,
         graph.hparams.attn_soft_cap ? graph.hparams.f_attn_logit_softcapping : 0.0f);
+    ggml_backend_t backend = ra_backend_with(graph.sched, t.k, cur);
+    if (backend == nullptr) {
+        return nullptr;
+    }
+    for (ggml_tensor * node : { pool_k, pool_v, cur }) {
+        if (node != t.k && node != t.v) {
+            ggml_backend_sched_set_tensor_backend(graph.sched, node, backend);
+        }
+    }
     graph.res->add_fused_node({ LLM_FUSED_OP_FLASH_ATTN, cur, il });
     ggml_prec_set_acc(cur, GGML_PREC_F32);
     // [head_dim_v, n_group, 1, n_head_kv]

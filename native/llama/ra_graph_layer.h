@@ -35,7 +35,7 @@ class ra_layer_attention {
     void set_input(const ra_view & view);
 
     // attention of one token over the windows of layer il -> [head_dim_v * n_head, 1]; the heads of
-    // RA_MASKS_OWN must be even
+    // RA_MASKS_OWN must be even. NULL, and the graph as before: the device of the pool has no such op.
     ggml_tensor * attend(const llm_graph_context & graph, const ra_tensors & t, ggml_tensor * q,
                          float kq_scale, int il);
 

@@ -261,8 +261,8 @@ void ra_memory::make_compressor() {
     if (compressor && n_splits_then == n_splits()) {
         return;
     }
+    drop_compressor();
     try {
-        compressor.reset();
         n_splits_then = n_splits();
         compressor =
             std::make_unique<ra_compressor>(targets(), lctx->get_sched(), watch, gathers_always);
@@ -273,7 +273,15 @@ void ra_memory::make_compressor() {
 
 void ra_memory::gather_always(bool on) {
     gathers_always = on;
-    compressor.reset(); // it is made anew, with the scratch for it
+    drop_compressor(); // it is made anew, with the scratch for it
+}
+
+// With any buffer that is freed an RPC server forgets the graphs that it keeps: none may be taken again.
+void ra_memory::drop_compressor() {
+    compressor.reset();
+    for (auto & s : streams) {
+        s->store.layout_changed();
+    }
 }
 
 ra_status ra_memory::compress(llama_seq_id seq_id) {
@@ -294,7 +302,7 @@ ra_status ra_memory::compress(llama_seq_id seq_id) {
         int32_t n_layers = 0;
         st               = compressor->run(s.store.target(), &n_layers);
         if (compressor->lost_rows()) {
-            compressor.reset();
+            drop_compressor();
             forget(seq_id, true);
         } else if (n_layers > 0) {
             s.store.layout_changed();

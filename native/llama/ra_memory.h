@@ -85,6 +85,7 @@ class ra_memory : public llama_memory_i {
 
   private:
     void                   make_compressor();
+    void                   drop_compressor();
     bool                   can_drop(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     void                   forget(llama_seq_id seq_id, bool data);
     std::vector<ra_target> targets();

@@ -325,6 +325,19 @@ void ra_score_graph::add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs) {
                  RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {
         ggml_build_forward_expand(gf, keys_of(il, s));
     }
+    const ggml_backend_buffer_t buf = tensors()[il].k->buffer;
+    if ((needs & (RA_FEATURE_KEY_SIM | RA_NEEDS_TARGETS)) && !ggml_backend_buffer_is_host(buf)) {
+        // lists of tokens are inputs: in host memory too, before they are copied
+        const ra_layer & l       = cache().layers[il];
+        const int64_t    n_kv    = ra_cache_longest_head(&cache(), il);
+        const int64_t    n_block = ra_score_block_rows(n_kv);
+        const int64_t    n_lists = l.n_head_kv * ((n_kv + n_block - 1) / n_block);
+        ggml_tensor *    lists =
+            ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32,
+                               l.n_slots + n_lists * int64_t(RA_SCORE_ALIGN / sizeof(int32_t)));
+        ggml_set_input(lists);
+        ggml_build_forward_expand(gf, lists);
+    }
     if (n_out > 0) {
         ggml_tensor * one = ggml_view_1d(ctx.get(), keys_of(il, s), 1, 0);
         ggml_tensor * out = ggml_repeat_4d(ctx.get(), one, int64_t(n_out / sizeof(float)), 1, 1, 1);

@@ -4,8 +4,6 @@
 #include "llama-model.h"
 #include "ra_archs.h"
 
-#include <cstring>
-
 // what refuses a model, whatever its architecture; NULL: nothing
 static const char * ra_unsupported_feature(const llama_model & model) {
     const llama_hparams & hp = model.hparams;
@@ -105,14 +103,6 @@ ra_status ra_check_devices(const llama_model & model) {
         return ra_error(RA_STATUS_UNSUPPORTED,
                         "a budgeted cache cannot be split tensor by tensor over devices: split the "
                         "model by layers");
-    }
-    for (const llama_device & device : model.devices) {
-        const ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(device.dev);
-        if (strcmp(ggml_backend_reg_name(reg), "RPC") == 0) {
-            return ra_error(RA_STATUS_UNSUPPORTED,
-                            "a budgeted cache on a device of another machine (RPC) is not "
-                            "supported: run the model without RPC devices or without a budget");
-        }
     }
     return RA_STATUS_OK;
 }

@@ -129,6 +129,8 @@ class Engine:
         As in llama_context_params.
     n_seq_max : int
         Sequences of the context; each may be n_ctx tokens long.
+    model_params, context_params : dict
+        Further fields of llama_model_params and llama_context_params.
     """
 
     path: Path | str
@@ -142,12 +144,16 @@ class Engine:
     config: dict[str, Any] = field(default_factory=dict)
     cb_eval: Any = None
     n_seq_max: int = 1
+    model_params: dict[str, Any] = field(default_factory=dict)
+    context_params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.n_pos = 0
         self.traces: list[LayerTrace] = []
         model_params = lib.llama_model_default_params()
         model_params.n_gpu_layers = N_GPU_LAYERS
+        for name, value in self.model_params.items():
+            setattr(model_params, name, value)
         self.model = lib.llama_model_load_from_file(str(self.path).encode(), model_params)
         if not self.model:
             raise RuntimeError(f"cannot load {self.path}")
@@ -169,6 +175,8 @@ class Engine:
         params.flash_attn_type = 1 if self.flash_attn else 0
         if self.cb_eval is not None:
             params.cb_eval = self.cb_eval
+        for name, value in self.context_params.items():
+            setattr(params, name, value)
         if self.budget is not None:
             c.check(c.ra_configure_next(ctypes.byref(self._config())))
         return lib.llama_init_from_model(self.model, params)
