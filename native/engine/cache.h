@@ -137,7 +137,8 @@ ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect);
 /* Replaces the initial budgets of a layer, from its next compression on. */
 ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * budgets, size_t n);
 
-/* RA_FEATURE_* that compressions ask for: the policy's, the value guard's, and merging's. */
+/* RA_FEATURE_* that compressions ask for: the policy's, the value guard's, and masses for
+ * merging and twins. */
 uint32_t ra_cache_needs(const ra_cache * c);
 
 /* Callbacks of a compression. */

@@ -43,6 +43,8 @@ void ra_scorer::reserve(uint32_t needs) {
     scratch.reserve(graph.build_largest(needs), "scores");
 
     ra_grow(logits, needs & RA_FEATURE_ATTN_LOGITS ? n_logits : 0);
+    ra_grow(attn_mass, needs & RA_FEATURE_ATTN_MASS ? cache().n_slots_max : 0);
+    ra_grow(query_slots, needs & RA_FEATURES_OF_QUERIES ? cache().n_ring : 0);
     sinks.reserve(needs & RA_FEATURE_ATTN_LOGITS ? n_sinks : 0);
     ra_grow(key_sim, needs & RA_FEATURE_KEY_SIM ? cache().n_slots_max : 0);
     ra_grow(key_cos, needs & RA_FEATURE_KEY_COS ? cache().n_slots_max : 0);
@@ -62,11 +64,11 @@ void ra_scorer::reserve(uint32_t needs) {
 
 int64_t ra_scorer::bytes() const {
     int64_t n = graph.bytes();
-    for (const auto * values : { &newer, &older, &again, &going }) {
+    for (const auto * values : { &newer, &older, &again, &going, &query_slots }) {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
-    for (const auto * values : { &logits, &sinks, &key_sim, &key_cos, &value_norm, &value_dist,
-                                 &keys, &dim_sum, &staging }) {
+    for (const auto * values : { &logits, &attn_mass, &sinks, &key_sim, &key_cos, &value_norm,
+                                 &value_dist, &keys, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
     return n;
@@ -140,7 +142,11 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
             ra_alike_begin(l.used[ih], l.pos + l.offset[ih], l.n_pos_scored, l.alike + l.offset[ih],
                            newer.data() + tokens_at[ih], older.data() + tokens_at[ih]);
     }
-    ra_list_jobs(jobs, l.used, n_old.data(), l.n_head_kv, needs);
+    for (int32_t o = 0; o < n_obs && (needs & RA_FEATURES_OF_QUERIES); ++o) {
+        query_slots[size_t(o)] = queries[o] % cache().n_ring;
+    }
+    std::fill(attn_mass.begin(), attn_mass.end(), 0.0f); // without queries there is none
+    ra_list_jobs(jobs, l.used, n_old.data(), l.n_head_kv, n_obs, needs);
     ra_status st = RA_STATUS_OK;
     while (!jobs.empty() && st == RA_STATUS_OK) {
         jobs_next.clear();
@@ -185,6 +191,23 @@ const int32_t * ra_scorer::index_of(const ra_job & j) const {
     return list.data() + tokens_at[j.ih] + size_t(j.row0);
 }
 
+// of the graph of jobs [begin, end)
+void ra_scorer::set_inputs(int32_t il, size_t begin, size_t end) {
+    ggml_tensor * slots = graph.query_slots();
+    if (slots != nullptr) {
+        ggml_backend_tensor_set(slots, query_slots.data(), 0, ggml_nbytes(slots));
+    }
+    for (size_t i = begin; i < end; ++i) {
+        const ra_job & j = jobs[i];
+        if (j.index != nullptr) {
+            ggml_backend_tensor_set(j.index, index_of(j), 0, ggml_nbytes(j.index));
+        }
+        if (j.kind == RA_JOB_MASS) {
+            ra_mass_set_inputs(tensors()[il], cache().layers[il], j.mass, obs_pos);
+        }
+    }
+}
+
 ra_status ra_scorer::run_jobs(int32_t il) {
     for (size_t begin = 0; begin < jobs.size();) {
         ggml_cgraph * gf  = nullptr;
@@ -192,12 +215,7 @@ ra_status ra_scorer::run_jobs(int32_t il) {
         if (!scratch.alloc(gf)) {
             return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring layer %d", il);
         }
-        for (size_t i = begin; i < end; ++i) {
-            if (jobs[i].index != nullptr) {
-                ggml_backend_tensor_set(jobs[i].index, index_of(jobs[i]), 0,
-                                        ggml_nbytes(jobs[i].index));
-            }
-        }
+        set_inputs(il, begin, end);
         const ggml_status st = scratch.compute(gf);
         if (st != GGML_STATUS_SUCCESS) {
             return ra_error(RA_STATUS_COMPUTE, "scoring layer %d %s", il,
@@ -225,7 +243,7 @@ const float * ra_scorer::fetch(const ggml_tensor * t, int64_t begin, int64_t n) 
     return staging.data();
 }
 
-// of the queries in the ring, those that the compression uses; as the model attends, with its biases
+// as the model attends, with its biases
 void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const ra_layer & l = cache().layers[il];
     const float *    bias =
@@ -236,9 +254,8 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const float *        src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
     float *              dst     = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
-        const int64_t slot = obs_pos[o] % cache().n_ring;
         for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
-            const float * row = src + (slot * n_group + g) * j.stride;
+            const float * row = src + (int64_t(g) * n_obs + o) * j.stride;
             std::transform(row, row + j.n_kv, dst, [&](float x) {
                 return cap.after * (cap.cap == 0.0f ? x : cap.cap * std::tanh(cap.before * x));
             });
@@ -250,6 +267,23 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
                 dst[i] -= slope * float(obs_pos[o] - l.pos[l.offset[j.ih] + i]);
             }
         }
+    }
+}
+
+// sums to means over the queries that see a token, and the query heads
+void ra_scorer::read_mass(int32_t il, const ra_job & j) {
+    const ra_layer & l       = cache().layers[il];
+    const float      n_group = float(tensors()[il].n_head / tensors()[il].n_head_kv);
+    float *          dst     = attn_mass.data() + tokens_at[j.ih];
+    ra_features      f       = {};
+    f.n_kv                   = j.n_kv;
+    f.n_obs                  = n_obs;
+    f.pos                    = l.pos + l.offset[j.ih];
+    f.obs_pos                = obs_pos;
+    ra_queries_seen(&f, dst);
+    const float * sums = fetch(j.out, j.skip, j.n_kv);
+    for (int32_t i = 0; i < j.n_kv; ++i) {
+        dst[i] = dst[i] > 0.0f ? sums[i] / (dst[i] * n_group) : 0.0f;
     }
 }
 
@@ -332,6 +366,7 @@ void ra_scorer::read_cosines(const ra_job & j) {
 void ra_scorer::read(int32_t il, const ra_job & j) {
     switch (j.kind) {
         case RA_JOB_LOGITS: return read_logits(il, j);
+        case RA_JOB_MASS: return read_mass(il, j);
         case RA_JOB_COS_SUMS: return read_cos_sums(il, j);
         case RA_JOB_COSINES:
         case RA_JOB_COSINES_AGAIN: return read_cosines(j);
@@ -351,6 +386,7 @@ void ra_scorer::features(ra_features * f) const {
     const size_t at = tokens_at[f->ih];
     f->sinks        = sinks.empty() ? nullptr : sinks.data() + size_t(f->ih) * size_t(f->n_group);
     f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];
+    f->attn_mass    = attn_mass.empty() ? nullptr : attn_mass.data() + at;
     f->key_sim      = key_sim.empty() ? nullptr : key_sim.data() + at;
     f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;
     f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;

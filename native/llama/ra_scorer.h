@@ -29,7 +29,9 @@ class ra_scorer {
     bool            list_jobs_again(int32_t il, int32_t ih);
     ra_status       run_jobs(int32_t il);
     void            read(int32_t il, const ra_job & j);
+    void            set_inputs(int32_t il, size_t begin, size_t end);
     void            read_logits(int32_t il, const ra_job & j);
+    void            read_mass(int32_t il, const ra_job & j);
     void            read_cos_sums(int32_t il, const ra_job & j);
     void            read_cosines(const ra_job & j);
     void            read_going(int32_t il, const ra_job & j);
@@ -62,6 +64,7 @@ class ra_scorer {
     std::vector<float>  sinks;     // [n_head] of the layer at hand; empty: it has none
 
     // [n_slots], head after head; empty where nobody asks
+    std::vector<float>  attn_mass;
     std::vector<float>  key_sim;
     std::vector<float>  key_cos;
     std::vector<float>  value_norm;
@@ -79,6 +82,8 @@ class ra_scorer {
     std::vector<int32_t> again;   // [n_slots] tokens to compare again, head after head
     std::vector<int32_t> going; // [n_slots] tokens that are evicted, head after head; merging only
     std::vector<int32_t> n_old; // [n_head_kv]
+
+    std::vector<int32_t> query_slots; // [n_obs] of the layer at hand
 
     std::vector<float> staging; // values read back from a device
 };

@@ -191,7 +191,7 @@ static void test_values_and_biases_follow(void) {
     ops.merge_rows   = merge_rows;
     ops.move         = move;
     ops.move_begin   = move_begin;
-    CHECK((ra_cache_needs(c) & RA_FEATURE_ATTN_LOGITS) != 0); /* for masses */
+    CHECK((ra_cache_needs(c) & RA_FEATURE_ATTN_MASS) != 0);
     c->settings.policy = &policy;
     CHECK(!c->layers[0].merge->has_bias);
     for (int32_t round = 0; round < 60; ++round) {

@@ -8,7 +8,7 @@
 #define ALL_FEATURES                                                                      \
     ((uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |       \
                  RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM | RA_FEATURE_VALUE_DIST | \
-                 RA_FEATURE_TWIN | RA_FEATURE_KEYS | RA_FEATURE_CENTRES))
+                 RA_FEATURE_TWIN | RA_FEATURE_KEYS | RA_FEATURE_CENTRES | RA_FEATURE_ATTN_MASS))
 
 /* exact-size heap arrays, so that the address sanitizer sees a read or write beyond them */
 typedef struct features_heap {
@@ -98,6 +98,7 @@ static features_heap features_make(uint32_t needs, int32_t n_state, int32_t n_kv
         .state       = h.state,
         .state_out   = h.state_out,
         .attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? h.logits : NULL,
+        .attn_mass   = needs & RA_FEATURE_ATTN_MASS ? h.sim : NULL,
         .key_sim     = needs & RA_FEATURE_KEY_SIM ? h.sim : NULL,
         .key_cos     = needs & RA_FEATURE_KEY_COS ? h.sim : NULL,
         .value_norm  = needs & RA_FEATURE_VALUE_NORM ? h.sim : NULL,
