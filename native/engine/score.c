@@ -136,10 +136,10 @@ static void ra_twins_from_keys(const ra_config * cfg, const ra_head_arrays * h, 
         ++first;
     }
     for (int32_t j = 0; j < h->n_kv; ++j) {
-        for (int32_t i = 0; i < h->n_kv; ++i) {
+        for (int32_t i = 0; i < j; ++i) {
             cos[i] = ra_dot_exact(h->head_dim_k, unit + (size_t) j * dim, unit + (size_t) i * dim);
         }
-        twin[j] = ra_twin_cosine(h->n_kv, j, first, mass, cos);
+        ra_twin_compare(j, first, mass, cos, twin);
     }
 }
 

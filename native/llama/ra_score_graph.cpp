@@ -62,7 +62,8 @@ void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_
 void ra_list_jobs_all(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv) {
     const int32_t n_block = (int32_t) ra_score_block_rows(n_kv);
     for (int32_t i = 0; i < n_kv; i += n_block) {
-        jobs.push_back({ RA_JOB_COSINES_ALL, ih, n_kv, i, std::min(n_block, n_kv - i) });
+        const int32_t end = std::min(i + n_block, n_kv);
+        jobs.push_back({ RA_JOB_COSINES_ALL, ih, end, i, end - i });
     }
 }
 

@@ -28,7 +28,7 @@ inline int64_t ra_score_block_rows(int64_t n_kv) {
 static constexpr uint32_t RA_NEEDS_TARGETS = uint32_t(1) << 31;
 
 // RA_JOB_COSINES: of new keys with all older ones; RA_JOB_COSINES_AGAIN: of those that must be compared
-// once more, with the old ones (core/alike.c); RA_JOB_COSINES_ALL: of all keys with all;
+// once more, with the old ones (core/alike.c); RA_JOB_COSINES_ALL: of all keys with those before;
 // RA_JOB_COSINES_GOING: of those that are evicted, with all
 enum ra_job_kind {
     RA_JOB_LOGITS,
@@ -120,7 +120,7 @@ class ra_score_graph {
 void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_t * n_old,
                   int32_t n_head_kv, int32_t n_obs, uint32_t needs);
 
-// Adds the jobs that compare all n_kv tokens of head ih with one another.
+// Adds the jobs that compare all n_kv tokens of head ih with those before them, oldest rows first.
 void ra_list_jobs_all(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv);
 
 // Adds the jobs that compare n_going tokens of head ih, a list, with all of its n_kv.

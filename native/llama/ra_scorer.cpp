@@ -52,6 +52,7 @@ void ra_scorer::reserve(uint32_t needs) {
     ra_grow(value_dist, needs & RA_FEATURE_VALUE_DIST ? cache().n_slots_max : 0);
     ra_grow(keys, needs & RA_FEATURE_KEYS ? size_t(cache().n_slots_max) * dim : 0);
     ra_grow(going, needs & RA_NEEDS_TARGETS ? cache().n_slots_max : 0);
+    ra_grow(closest, needs & RA_NEEDS_TARGETS ? cache().n_slots_max : 0);
     ra_grow(newer, key_sim.size());
     ra_grow(older, key_sim.size());
     ra_grow(again, key_sim.size());
@@ -67,8 +68,8 @@ int64_t ra_scorer::bytes() const {
     for (const auto * values : { &newer, &older, &again, &going, &query_slots }) {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
-    for (const auto * values : { &logits, &attn_mass, &sinks, &key_sim, &key_cos, &value_norm,
-                                 &value_dist, &keys, &dim_sum, &staging }) {
+    for (const auto * values : { &logits, &attn_mass, &sinks, &closest, &key_sim, &key_cos,
+                                 &value_norm, &value_dist, &keys, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
     return n;
@@ -123,8 +124,9 @@ void ra_scorer::place_centres(int32_t il) {
 }
 
 ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const int32_t * queries) {
-    n_obs   = n_queries;
-    obs_pos = queries;
+    n_obs    = n_queries;
+    obs_pos  = queries;
+    twins_of = -1;
     place_heads(il);
     if (needs & RA_FEATURE_CENTRES) {
         place_centres(il);
@@ -154,41 +156,6 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
         jobs.swap(jobs_next);
     }
     return st;
-}
-
-ra_status ra_scorer::find_twins(int32_t il, const float * masses, float * twins) {
-    const ra_layer & l = cache().layers[il];
-    mass               = masses;
-    twin               = twins;
-    place_heads(il);
-    jobs.clear();
-    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-        ra_list_jobs_all(jobs, ih, l.used[ih]);
-    }
-    return run_jobs(il);
-}
-
-ra_status ra_scorer::find_targets(int32_t il) {
-    const ra_layer & l = cache().layers[il];
-    place_heads(il);
-    jobs.clear();
-    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-        int32_t * list    = going.data() + tokens_at[ih];
-        int32_t   n_going = 0;
-        for (int32_t i = 0; i < l.used[ih]; ++i) {
-            if (!l.keep[l.offset[ih] + i]) {
-                list[n_going++] = i;
-            }
-        }
-        ra_list_jobs_going(jobs, ih, l.used[ih], n_going);
-    }
-    return run_jobs(il);
-}
-
-// the list of tokens that a job has as an input
-const int32_t * ra_scorer::index_of(const ra_job & j) const {
-    const std::vector<int32_t> & list = j.kind == RA_JOB_COSINES_GOING ? going : again;
-    return list.data() + tokens_at[j.ih] + size_t(j.row0);
 }
 
 // of the graph of jobs [begin, end)
@@ -224,7 +191,8 @@ ra_status ra_scorer::run_jobs(int32_t il) {
         for (size_t i = begin; i < end; ++i) {
             read(il, jobs[i]);
         }
-        begin = end;
+        is_whole = begin == 0 && end == jobs.size();
+        begin    = end;
     }
     return RA_STATUS_OK;
 }
@@ -301,31 +269,6 @@ void ra_scorer::read_keys(int32_t il, const ra_job & j) {
     std::copy_n(fetch(j.out, j.skip, n), n, dst);
     for (int64_t i = 0; t.n_hadamard > 0 && i < n; i += t.n_hadamard) {
         ra_hadamard_transform(t.n_hadamard, dst + i);
-    }
-}
-
-void ra_scorer::read_twins(int32_t il, const ra_job & j) {
-    const float *    rows  = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
-    const ra_layer & l     = cache().layers[il];
-    const size_t     at    = tokens_at[j.ih];
-    int32_t          first = 0;
-    while (first < j.n_kv && l.pos[l.offset[j.ih] + first] < cache().settings.cfg.n_sink) {
-        ++first;
-    }
-    for (int32_t r = 0; r < j.n_rows; ++r) {
-        twin[at + size_t(j.row0 + r)] =
-            ra_twin_cosine(j.n_kv, j.row0 + r, first, mass + at, rows + r * j.stride);
-    }
-}
-
-void ra_scorer::read_going(int32_t il, const ra_job & j) {
-    const float *    rows = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
-    const ra_merge * m    = cache().layers[il].merge;
-    const int32_t    at   = cache().layers[il].offset[j.ih];
-    const int32_t *  list = index_of(j);
-    for (int32_t r = 0; r < j.n_rows; ++r) {
-        m->target[at + list[r]] =
-            ra_merge_find_target(j.n_kv, m->can_take + at, rows + r * j.stride);
     }
 }
 

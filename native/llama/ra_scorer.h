@@ -34,6 +34,7 @@ class ra_scorer {
     void            read_mass(int32_t il, const ra_job & j);
     void            read_cos_sums(int32_t il, const ra_job & j);
     void            read_cosines(const ra_job & j);
+    void            find_targets_again(int32_t il);
     void            read_going(int32_t il, const ra_job & j);
     void            read_twins(int32_t il, const ra_job & j);
     void            read_values(int32_t il, const ra_job & j);
@@ -56,6 +57,8 @@ class ra_scorer {
     int32_t         n_obs   = 0;       // queries of the layer at hand
     const int32_t * obs_pos = nullptr; // [n_obs] their positions
 
+    bool          is_whole = false; // the jobs were those of one graph
+    int32_t       twins_of = -1;    // layer whose cosines of twins `jobs` still has; -1: none
     const float * mass = nullptr; // [sum of used] of the layer at hand, while twins are looked for
     float *       twin = nullptr; // likewise
 
@@ -81,7 +84,8 @@ class ra_scorer {
     std::vector<int32_t> older;   // [n_slots] likewise
     std::vector<int32_t> again;   // [n_slots] tokens to compare again, head after head
     std::vector<int32_t> going; // [n_slots] tokens that are evicted, head after head; merging only
-    std::vector<int32_t> n_old; // [n_head_kv]
+    std::vector<float>   closest; // [n_slots] likewise: cosines with what takes them
+    std::vector<int32_t> n_old;   // [n_head_kv]
 
     std::vector<int32_t> query_slots; // [n_obs] of the layer at hand
 
