@@ -2,6 +2,7 @@
 #include "ra_scorer.h"
 
 #include "ra_graph_alibi.h"
+#include "ra_score_pairs.h"
 
 #include <cmath>
 
@@ -158,6 +159,45 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
     return st;
 }
 
+ra_status ra_scorer::find_twins(int32_t il, const float * masses, float * twins) {
+    const ra_layer & l = cache().layers[il];
+    mass               = masses;
+    twin               = twins;
+    place_heads(il);
+    jobs.clear();
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        ra_list_jobs_all(jobs, ih, l.used[ih]);
+    }
+    const ra_status st = run_jobs(il);
+    twins_of           = st == RA_STATUS_OK && is_whole ? il : -1;
+    return st;
+}
+
+// Among the cosines that twins were found by, where one graph had room for those of the whole layer: they lie in
+// the scratch until the next graph is made. Otherwise what goes is compared anew.
+ra_status ra_scorer::find_targets(int32_t il) {
+    const ra_layer & l = cache().layers[il];
+    place_heads(il);
+    if (twins_of == il) {
+        for (const ra_job & j : jobs) {
+            ra_pairs_find_targets(l, j, fetch_rows(j), closest.data() + tokens_at[j.ih]);
+        }
+        return RA_STATUS_OK;
+    }
+    jobs.clear();
+    for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
+        const int32_t n_going = ra_pairs_list_going(l, ih, going.data() + tokens_at[ih]);
+        ra_list_jobs_going(jobs, ih, l.used[ih], n_going);
+    }
+    return run_jobs(il);
+}
+
+// the list of tokens that a job has as an input
+const int32_t * ra_scorer::index_of(const ra_job & j) const {
+    const std::vector<int32_t> & list = j.kind == RA_JOB_COSINES_GOING ? going : again;
+    return list.data() + tokens_at[j.ih] + size_t(j.row0);
+}
+
 // of the graph of jobs [begin, end)
 void ra_scorer::set_inputs(int32_t il, size_t begin, size_t end) {
     ggml_tensor * slots = graph.query_slots();
@@ -209,6 +249,10 @@ const float * ra_scorer::fetch(const ggml_tensor * t, int64_t begin, int64_t n) 
     ggml_backend_tensor_get(t, staging.data(), size_t(begin) * sizeof(float),
                             size_t(n) * sizeof(float));
     return staging.data();
+}
+
+const float * ra_scorer::fetch_rows(const ra_job & j) {
+    return fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
 }
 
 // as the model attends, with its biases
@@ -292,7 +336,7 @@ void ra_scorer::read_cos_sums(int32_t il, const ra_job & j) {
 }
 
 void ra_scorer::read_cosines(const ra_job & j) {
-    const float * rows      = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
+    const float * rows      = fetch_rows(j);
     const size_t  at        = tokens_at[j.ih];
     const float   threshold = cache().settings.cfg.sim_threshold;
     if (j.kind == RA_JOB_COSINES) {
@@ -307,18 +351,23 @@ void ra_scorer::read_cosines(const ra_job & j) {
 }
 
 void ra_scorer::read(int32_t il, const ra_job & j) {
+    const ra_layer & l  = cache().layers[il];
+    const size_t     at = tokens_at[j.ih];
     switch (j.kind) {
         case RA_JOB_LOGITS: return read_logits(il, j);
         case RA_JOB_MASS: return read_mass(il, j);
         case RA_JOB_COS_SUMS: return read_cos_sums(il, j);
         case RA_JOB_COSINES:
         case RA_JOB_COSINES_AGAIN: return read_cosines(j);
-        case RA_JOB_COSINES_ALL: return read_twins(il, j);
-        case RA_JOB_COSINES_GOING: return read_going(il, j);
+        case RA_JOB_COSINES_ALL:
+            return ra_pairs_find_twins(l, j, fetch_rows(j), cache().settings.cfg.n_sink, mass + at,
+                                       twin + at);
+        case RA_JOB_COSINES_GOING:
+            return ra_pairs_find_targets_of(l, j, fetch_rows(j), index_of(j));
         case RA_JOB_VALUES: return read_values(il, j);
         case RA_JOB_KEYS: return read_keys(il, j);
         case RA_JOB_VALUE_NORMS: {
-            std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + tokens_at[j.ih]);
+            std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + at);
             break;
         }
     }

@@ -34,14 +34,12 @@ class ra_scorer {
     void            read_mass(int32_t il, const ra_job & j);
     void            read_cos_sums(int32_t il, const ra_job & j);
     void            read_cosines(const ra_job & j);
-    void            find_targets_again(int32_t il);
-    void            read_going(int32_t il, const ra_job & j);
-    void            read_twins(int32_t il, const ra_job & j);
     void            read_values(int32_t il, const ra_job & j);
     void            read_keys(int32_t il, const ra_job & j);
     void            place_centres(int32_t il);
     void            place_heads(int32_t il);
     const int32_t * index_of(const ra_job & j) const;
+    const float *   fetch_rows(const ra_job & j);
     const float *   fetch(const ggml_tensor * t, int64_t begin, int64_t n);
 
     const ra_cache &                cache() const { return *target.cache; }
