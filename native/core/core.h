@@ -80,9 +80,19 @@ void ra_mean_distance(int32_t n, int32_t dim, const float * rows, float * mean, 
  *   cos [n_kv]  cosines of the evicted key with all keys of the head */
 int32_t ra_merge_find_target(int32_t n_kv, const uint8_t * can_take, const float * cos);
 
-/* Largest cosine of token j with another one, from token `first` on, of more mass; -1: there is none.
- *   mass, cos [n_kv]  cos: of key j with all keys of the head */
-float ra_twin_cosine(int32_t n_kv, int32_t j, int32_t first, const float * mass, const float * cos);
+/* The same where keys are compared once per pair: called for every token j, in ascending order.
+ *   cos     [j]      cosines of key j with those before it
+ *   closest [n_kv]   cosine with the target; before: INFINITY for tokens that stay, else -INFINITY
+ *   target  [n_kv]   before: -1 */
+void ra_merge_compare(int32_t j, const uint8_t * can_take, const float * cos, float * closest,
+                      int32_t * target);
+
+/* Likewise a token's twin: largest cosine with another one, from token `first` on, of more mass; -1: there is
+ * none.
+ *   mass [n_kv]
+ *   cos  [j]         cosines of key j with those before it
+ *   twin [n_kv] out  complete after the call for the last token */
+void ra_twin_compare(int32_t j, int32_t first, const float * mass, const float * cos, float * twin);
 
 /* Shares and biases of a head.
  *   target   [n_kv]      token that takes token j; -1: j stays, or goes without a trace

@@ -13,24 +13,51 @@ int32_t ra_merge_find_target(int32_t n_kv, const uint8_t * can_take, const float
     return best;
 }
 
-float ra_twin_cosine(int32_t n_kv, int32_t j, int32_t first, const float * mass,
-                     const float * cos) {
-    const float own     = mass[j];
-    float       lane[8] = { -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f };
-    int32_t     i       = first;
-    for (; i + 8 <= n_kv; i += 8) {
+void ra_merge_compare(int32_t j, const uint8_t * can_take, const float * cos, float * closest,
+                      int32_t * target) {
+    if (closest[j] < INFINITY) {
+        const int32_t best = ra_merge_find_target(j, can_take, cos);
+        if (best >= 0) {
+            target[j]  = best;
+            closest[j] = cos[best];
+        }
+        return;
+    }
+    for (int32_t i = 0; i < j && can_take[j]; ++i) {
+        target[i]  = cos[i] > closest[i] ? j : target[i];
+        closest[i] = cos[i] > closest[i] ? cos[i] : closest[i];
+    }
+}
+
+/* largest cosine with a token of [first, n) of more mass than `own`; -1: there is none */
+static float ra_most_alike(int32_t n, int32_t first, float own, const float * mass,
+                           const float * cos) {
+    float   lane[8] = { -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f, -1.0f };
+    int32_t i       = first;
+    for (; i + 8 <= n; i += 8) {
         for (int32_t k = 0; k < 8; ++k) {
             const float c = mass[i + k] > own ? cos[i + k] : -1.0f;
             lane[k]       = c > lane[k] ? c : lane[k];
         }
     }
-    for (; i < n_kv; ++i) {
+    for (; i < n; ++i) {
         lane[0] = mass[i] > own && cos[i] > lane[0] ? cos[i] : lane[0];
     }
     for (int32_t k = 1; k < 8; ++k) {
         lane[0] = lane[k] > lane[0] ? lane[k] : lane[0];
     }
     return lane[0] < 1.0f ? lane[0] : 1.0f;
+}
+
+void ra_twin_compare(int32_t j, int32_t first, const float * mass, const float * cos,
+                     float * twin) {
+    const float own = mass[j];
+    twin[j]         = ra_most_alike(j, first, own, mass, cos);
+    for (int32_t i = 0; i < j && j >= first; ++i) {
+        const float c     = cos[i] < 1.0f ? cos[i] : 1.0f;
+        const float other = own > mass[i] ? c : -1.0f;
+        twin[i]           = other > twin[i] ? other : twin[i];
+    }
 }
 
 void ra_merge_shares(int32_t n_kv, const int32_t * target, const float * mass, float bias_max,

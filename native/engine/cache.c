@@ -274,7 +274,8 @@ uint32_t ra_cache_needs(const ra_cache * c) {
     const bool     guards = c->settings.cfg.value_guard > 0.0f;
     const uint32_t needs =
         c->settings.policy->needs | (guards ? (uint32_t) RA_FEATURE_VALUE_NORM : 0);
-    return needs | (c->settings.cfg.merge ? (uint32_t) RA_FEATURE_ATTN_LOGITS : 0);
+    const bool weighs = c->settings.cfg.merge || (needs & RA_FEATURE_TWIN) != 0;
+    return needs | (weighs ? (uint32_t) RA_FEATURE_ATTN_MASS : 0);
 }
 
 int32_t ra_cache_list_queries(ra_cache * c, int32_t il) {

@@ -137,7 +137,8 @@ ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect);
 /* Replaces the initial budgets of a layer, from its next compression on. */
 ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * budgets, size_t n);
 
-/* RA_FEATURE_* that compressions ask for: the policy's, the value guard's, and merging's. */
+/* RA_FEATURE_* that compressions ask for: the policy's, the value guard's, and masses for
+ * merging and twins. */
 uint32_t ra_cache_needs(const ra_cache * c);
 
 /* Callbacks of a compression. */
@@ -150,7 +151,7 @@ typedef struct ra_cache_ops {
      * are set) that `needs` asks for. They must stay valid until the next call. */
     ra_status (*features)(void * user, uint32_t needs, ra_features * f);
     /* Where policies ask for RA_FEATURE_TWIN, once all heads of a layer were observed: twin [sum of used]
-     * out, ra_twin_cosine() of every token.
+     * out, as of ra_twin_compare().
      *   mass [sum of used]  head after head */
     ra_status (*find_twins)(void * user, int32_t il, const float * mass, float * twin);
     /* Merging only, when all heads of a layer are planned: for every token that goes, target of the

@@ -90,7 +90,7 @@ static ra_status ra_observe_layer(ra_cache * c, const ra_cache_ops * ops, uint32
             if (st == RA_STATUS_OK && policy->observe != NULL) {
                 policy->observe(&c->settings.cfg, &f);
             } else if (st == RA_STATUS_OK) {
-                ra_attention_mass(&f, f.mass);
+                memcpy(f.mass, f.attn_mass, (size_t) f.n_kv * sizeof(*f.mass));
             }
         }
         at += l->used[ih];

@@ -136,10 +136,10 @@ static void ra_twins_from_keys(const ra_config * cfg, const ra_head_arrays * h, 
         ++first;
     }
     for (int32_t j = 0; j < h->n_kv; ++j) {
-        for (int32_t i = 0; i < h->n_kv; ++i) {
+        for (int32_t i = 0; i < j; ++i) {
             cos[i] = ra_dot_exact(h->head_dim_k, unit + (size_t) j * dim, unit + (size_t) i * dim);
         }
-        twin[j] = ra_twin_cosine(h->n_kv, j, first, mass, cos);
+        ra_twin_compare(j, first, mass, cos, twin);
     }
 }
 
@@ -162,7 +162,7 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
     const size_t n_rows  = (size_t) h->n_obs * (size_t) h->n_group;
     const size_t n_keys  = (n + 1) * (size_t) h->head_dim_k;
     const size_t n_dim_v = h->v != NULL ? (size_t) h->head_dim_v : 0;
-    float *      buf   = ra_calloc(n * (n_rows + 9) + 2 * n_state + n_keys + n_dim_v, sizeof(*buf));
+    float *      buf = ra_calloc(n * (n_rows + 10) + 2 * n_state + n_keys + n_dim_v, sizeof(*buf));
     int32_t *    alike = ra_calloc(n, 2 * sizeof(*alike));
     if (buf == NULL || alike == NULL) {
         ra_free(buf);
@@ -176,7 +176,8 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
     float * received   = buf + 4 * n;
     float * twin       = buf + 5 * n;
     float * work       = buf + 6 * n;
-    float * before     = buf + 9 * n;
+    float * attended   = buf + 9 * n;
+    float * before     = buf + 10 * n;
     float * after      = before + n_state;
     float * logits     = after + n_state;
     float * unit       = logits + n_rows * n;
@@ -203,6 +204,7 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
                 .pos         = h->pos,
                 .obs_pos     = h->pos + (h->n_kv - h->n_obs),
                 .attn_logits = logits,
+                .attn_mass   = attended,
                 .key_sim     = key_sim,
                 .key_cos     = key_cos,
                 .value_norm  = value_norm,
@@ -217,10 +219,10 @@ ra_status ra_policy_score(const ra_config * cfg, const ra_head_arrays * h, float
                 .mass        = received,
                 .work        = work,
     };
+    ra_attention_mass(&f, attended);
+    memcpy(received, attended, n * sizeof(*received));
     if (policy->observe != NULL) {
         policy->observe(cfg, &f);
-    } else {
-        ra_attention_mass(&f, received);
     }
     if ((policy->needs & RA_FEATURE_TWIN) != 0) {
         ra_twins_from_keys(cfg, h, received, unit, work, twin);

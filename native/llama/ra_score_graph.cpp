@@ -12,19 +12,25 @@
 // of each tensor, so that a sum of sizes holds on every backend
 static constexpr size_t RA_SCORE_ALIGN = 256;
 
-static constexpr size_t RA_SCORE_MAX_JOBS = RA_SCRATCH_MAX_NODES / 4 - 8;
+// tensors of a graph beside those of its jobs, and of a job, at most
+static constexpr size_t RA_SCORE_SHARED_TENSORS = 24;
+static constexpr size_t RA_SCORE_JOB_TENSORS    = 5;
 
 // ---------------------------------------------------------------------------------------------
 // jobs and their sizes
 // ---------------------------------------------------------------------------------------------
 
-// logits of all heads first: they want the keys as they are
+// logits and masses of all heads first: they want the keys as they are
 void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_t * n_old,
-                  int32_t n_head_kv, uint32_t needs) {
+                  int32_t n_head_kv, int32_t n_obs, uint32_t needs) {
     jobs.clear();
-    for (int32_t ih = 0; ih < n_head_kv && (needs & RA_FEATURE_ATTN_LOGITS); ++ih) {
-        if (n_kv[ih] > 0) {
-            jobs.push_back({ RA_JOB_LOGITS, ih, n_kv[ih], 0, 0 });
+    for (int32_t ih = 0; ih < n_head_kv; ++ih) {
+        const bool is_seen = n_kv[ih] > 0 && n_obs > 0;
+        if (is_seen && (needs & RA_FEATURE_ATTN_LOGITS)) {
+            jobs.push_back({ RA_JOB_LOGITS, ih, n_kv[ih], 0, n_obs });
+        }
+        if (is_seen && (needs & RA_FEATURE_ATTN_MASS)) {
+            jobs.push_back({ RA_JOB_MASS, ih, n_kv[ih], 0, n_obs });
         }
     }
     for (int32_t ih = 0; ih < n_head_kv; ++ih) {
@@ -56,7 +62,8 @@ void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_
 void ra_list_jobs_all(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv) {
     const int32_t n_block = (int32_t) ra_score_block_rows(n_kv);
     for (int32_t i = 0; i < n_kv; i += n_block) {
-        jobs.push_back({ RA_JOB_COSINES_ALL, ih, n_kv, i, std::min(n_block, n_kv - i) });
+        const int32_t end = std::min(i + n_block, n_kv);
+        jobs.push_back({ RA_JOB_COSINES_ALL, ih, end, i, end - i });
     }
 }
 
@@ -79,27 +86,31 @@ static size_t ra_again_bytes(int64_t dim, int64_t n_rows) {
 
 // results of one product of a layer, at most
 size_t ra_score_graph::most_job_bytes(int32_t il, uint32_t needs) const {
-    const int64_t n_kv  = ra_cache_longest_head(&cache(), il);
-    const int64_t n_pad = ra_score_pad(n_kv);
-    int64_t       n     = 0;
+    const int32_t n_kv = ra_cache_longest_head(&cache(), il);
+    size_t        most = 0;
     if (needs & RA_FEATURE_ATTN_LOGITS) {
-        n = n_pad * cache().n_ring * (tensors()[il].n_head / tensors()[il].n_head_kv);
+        most = job_bytes(il, { RA_JOB_LOGITS, 0, n_kv, 0, cache().n_ring });
     }
-    size_t n_again = 0;
+    if (needs & RA_FEATURE_ATTN_MASS) {
+        most = std::max(most, job_bytes(il, { RA_JOB_MASS, 0, n_kv, 0, cache().n_ring }));
+    }
     if (needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {
-        const int64_t n_rows = ra_score_block_rows(n_kv);
-        n                    = std::max(n, n_rows * n_pad);
-        n_again              = ra_again_bytes(tensors()[il].k->ne[0], n_rows);
+        const int32_t n_rows = (int32_t) ra_score_block_rows(n_kv);
+        most = std::max(most, job_bytes(il, { RA_JOB_COSINES_GOING, 0, n_kv, 0, n_rows }));
     }
-    return GGML_PAD(size_t(n) * sizeof(float), RA_SCORE_ALIGN) + n_again;
+    return most;
 }
 
 size_t ra_score_graph::job_bytes(int32_t il, const ra_job & j) const {
     const ra_tensors & t       = tensors()[il];
     int64_t            n       = 0;
     size_t             n_again = 0;
-    if (j.kind == RA_JOB_LOGITS) {
-        n = ra_score_pad(j.n_kv) * cache().n_ring * (t.n_head / t.n_head_kv);
+    if (j.kind == RA_JOB_LOGITS || j.kind == RA_JOB_MASS) {
+        const int64_t n_group = t.n_head / t.n_head_kv;
+        n                     = ra_score_pad(j.n_kv) * j.n_rows * n_group;
+        if (j.kind == RA_JOB_MASS) {
+            n += (int64_t) ra_mass_values(t, ra_score_pad(j.n_kv), j.n_rows, n_group);
+        }
     } else if (j.kind == RA_JOB_COSINES || j.kind == RA_JOB_COSINES_ALL || ra_has_index(j)) {
         n       = ra_score_pad(j.n_kv) * j.n_rows;
         n_again = ra_has_index(j) ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;
@@ -115,7 +126,7 @@ size_t ra_score_graph::most_layer_bytes(int32_t il, uint32_t needs) const {
         n += cache().settings.cfg.buffer;
     }
     std::vector<ra_job> jobs;
-    ra_list_jobs(jobs, full.data(), l.budget, l.n_head_kv, needs);
+    ra_list_jobs(jobs, full.data(), l.budget, l.n_head_kv, cache().n_ring, needs);
     size_t n_bytes = 0;
     for (const ra_job & j : jobs) {
         n_bytes += job_bytes(il, j);
@@ -149,6 +160,7 @@ ra_score_graph::ra_score_graph(const ra_target & target) : target(target) {
 }
 
 ggml_cgraph * ra_score_graph::new_graph() {
+    slots = nullptr;
     ctx.reset(ggml_init({ meta.size(), meta.data(), /*.no_alloc =*/true }));
     return ggml_new_graph_custom(ctx.get(), RA_SCRATCH_MAX_NODES, false);
 }
@@ -169,20 +181,20 @@ ggml_tensor * ra_score_graph::unit_of(int32_t il, shared & s) {
     return s.unit;
 }
 
-ggml_tensor * ra_score_graph::queries_of(int32_t il, shared & s) {
+ggml_tensor * ra_score_graph::queries_of(int32_t il, shared & s, int64_t n_obs) {
     if (s.queries == nullptr) {
         const ra_tensors & t       = tensors()[il];
         const int64_t      dim     = t.k->ne[0];
         const int64_t      n_group = t.n_head / t.n_head_kv;
         const size_t       row     = size_t(dim) * sizeof(float);
-        ggml_tensor *      q       = t.q;
-        if (q->type != GGML_TYPE_F32) {
-            q = ggml_cast(ctx.get(), q, GGML_TYPE_F32);
-            ggml_set_output(q);
-        }
+        slots                      = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_obs);
+        ggml_set_input(slots);
+        ggml_set_output(slots);
+        ggml_tensor * q = ggml_get_rows(ctx.get(), t.q, slots);
+        ggml_set_output(q);
         s.queries =
-            ggml_cont(ctx.get(), ggml_view_4d(ctx.get(), q, dim, n_group, q->ne[1], t.n_head_kv,
-                                              row, q->nb[1], size_t(n_group) * row, 0));
+            ggml_cont(ctx.get(), ggml_view_4d(ctx.get(), q, dim, n_obs, n_group, t.n_head_kv,
+                                              q->nb[1], row, size_t(n_group) * row, 0));
         ggml_set_output(s.queries);
     }
     return s.queries;
@@ -228,13 +240,19 @@ void ra_score_graph::add_job(int32_t il, shared & s, ra_job & j) {
     const ra_tensors & t   = tensors()[il];
     const int64_t      row = cache().layers[il].offset[j.ih];
     switch (j.kind) {
-        case RA_JOB_LOGITS: {
-            ggml_tensor * q    = queries_of(il, s);
+        case RA_JOB_LOGITS:
+        case RA_JOB_MASS: {
+            ggml_tensor * q    = queries_of(il, s, j.n_rows);
             ggml_tensor * keys = ra_rows_padded(ctx.get(), keys_of(il, s), row, j.n_kv, &j.skip);
             q                  = ggml_view_2d(ctx.get(), q, q->ne[0], q->ne[1] * q->ne[2], q->nb[1],
                                               size_t(j.ih) * q->nb[3]);
             j.out              = ggml_mul_mat(ctx.get(), keys, q);
             j.stride           = j.out->ne[0];
+            if (j.kind == RA_JOB_MASS) {
+                ggml_set_output(j.out);
+                j.mass = { j.ih, j.n_rows, t.n_head / t.n_head_kv, j.stride, j.skip };
+                j.out  = ra_mass_build(ctx.get(), t, j.mass, j.out);
+            }
             break;
         }
         case RA_JOB_COS_SUMS: {
@@ -294,11 +312,13 @@ size_t ra_score_graph::build(int32_t il, std::vector<ra_job> & jobs, size_t begi
                              ggml_cgraph ** gf) {
     *gf = new_graph();
     shared s;
-    size_t n_bytes = 0;
-    size_t i       = begin;
-    for (; i < jobs.size() && i - begin < RA_SCORE_MAX_JOBS; ++i) {
+    size_t n_bytes   = 0;
+    size_t n_tensors = RA_SCORE_SHARED_TENSORS;
+    size_t i         = begin;
+    for (; i < jobs.size(); ++i) {
         n_bytes += job_bytes(il, jobs[i]);
-        if (i > begin && n_bytes > n_out) {
+        n_tensors += RA_SCORE_JOB_TENSORS + (jobs[i].kind == RA_JOB_MASS ? RA_MASS_TENSORS : 0);
+        if (i > begin && (n_bytes > n_out || n_tensors > RA_SCRATCH_MAX_NODES)) {
             break;
         }
         add_job(il, s, jobs[i]);
@@ -309,8 +329,8 @@ size_t ra_score_graph::build(int32_t il, std::vector<ra_job> & jobs, size_t begi
 
 void ra_score_graph::add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs) {
     shared s;
-    if (needs & RA_FEATURE_ATTN_LOGITS) {
-        ggml_build_forward_expand(gf, queries_of(il, s));
+    if (needs & RA_FEATURES_OF_QUERIES) {
+        ggml_build_forward_expand(gf, queries_of(il, s, cache().n_ring));
     }
     if (needs & RA_FEATURE_VALUE_NORM) {
         ggml_build_forward_expand(gf, value_norms_of(il, s));
@@ -321,7 +341,7 @@ void ra_score_graph::add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs) {
     if (needs & RA_FEATURE_KEYS) {
         ggml_build_forward_expand(gf, raw_keys_of(il, s));
     }
-    if (needs & (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |
+    if (needs & (RA_FEATURES_OF_QUERIES | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |
                  RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {
         ggml_build_forward_expand(gf, keys_of(il, s));
     }
@@ -340,6 +360,16 @@ void ra_score_graph::add_largest(ggml_cgraph * gf, int32_t il, uint32_t needs) {
     }
     if (n_out > 0) {
         ggml_tensor * one = ggml_view_1d(ctx.get(), keys_of(il, s), 1, 0);
+        if (!ggml_backend_buffer_is_host(tensors()[il].k->buffer)) {
+            // inputs have memory on the host, too: lists of tokens, or masks, which are part of n_out
+            const size_t n_in =
+                needs & RA_FEATURE_ATTN_MASS ? n_out / sizeof(float) : size_t(cache().n_slots_max);
+            ggml_tensor * in = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, int64_t(n_in));
+            ggml_set_input(in);
+            ggml_set_output(in);
+            one = ggml_add(ctx.get(), one, ggml_view_1d(ctx.get(), in, 1, 0));
+            ggml_set_output(one);
+        }
         ggml_tensor * out = ggml_repeat_4d(ctx.get(), one, int64_t(n_out / sizeof(float)), 1, 1, 1);
         ggml_set_output(out);
         ggml_build_forward_expand(gf, out);

@@ -3,6 +3,7 @@
 
 #include "cache.h"
 #include "ggml-cpp.h"
+#include "ra_score_mass.h"
 #include "ra_tensors.h"
 
 #include <algorithm>
@@ -27,10 +28,11 @@ inline int64_t ra_score_block_rows(int64_t n_kv) {
 static constexpr uint32_t RA_NEEDS_TARGETS = uint32_t(1) << 31;
 
 // RA_JOB_COSINES: of new keys with all older ones; RA_JOB_COSINES_AGAIN: of those that must be compared
-// once more, with the old ones (core/alike.c); RA_JOB_COSINES_ALL: of all keys with all;
+// once more, with the old ones (core/alike.c); RA_JOB_COSINES_ALL: of all keys with those before;
 // RA_JOB_COSINES_GOING: of those that are evicted, with all
 enum ra_job_kind {
     RA_JOB_LOGITS,
+    RA_JOB_MASS,
     RA_JOB_COSINES,
     RA_JOB_COSINES_AGAIN,
     RA_JOB_COSINES_ALL,
@@ -46,14 +48,16 @@ struct ra_job {
     ra_job_kind kind;
     int32_t     ih;
     int32_t     n_kv; // tokens that it is about: columns of its result
-    int32_t row0; // cosines: rows [row0, row0 + n_rows) of the matrix, or of the list to do again
-    int32_t n_rows;
+    int32_t row0;   // cosines: rows [row0, row0 + n_rows) of the matrix, or of the list to do again
+    int32_t n_rows; // logits and masses: queries
 
     ggml_tensor * out = nullptr; // f32
     ggml_tensor * index =
         nullptr;        // I32 [n_rows] of RA_JOB_COSINES_AGAIN and _GOING: that list as an input
     int64_t skip   = 0; // values of `out` before the first one wanted
     int64_t stride = 0; // values of `out` per row
+
+    ra_mass_job mass = {}; // of RA_JOB_MASS
 };
 
 class ra_score_graph {
@@ -70,6 +74,9 @@ class ra_score_graph {
     // their tensors. It is valid until the next one is built.
     size_t build(int32_t il, std::vector<ra_job> & jobs, size_t begin, ggml_cgraph ** gf);
 
+    // I32 input of the graph built last: slots of the queries; NULL: it has none
+    ggml_tensor * query_slots() const { return slots; }
+
     size_t  max_out() const { return n_out; } // bytes of the results of one graph
     int64_t bytes() const { return (int64_t) meta.capacity(); }
 
@@ -78,7 +85,7 @@ class ra_score_graph {
     struct shared {
         ggml_tensor * keys        = nullptr; // [head_dim_k, n_slots] f32, until `unit` is made
         ggml_tensor * unit        = nullptr; // the same normalised, in the same memory
-        ggml_tensor * queries     = nullptr; // [head_dim_k, n_group, n_ring, n_head_kv] f32
+        ggml_tensor * queries     = nullptr; // [head_dim_k, n_obs, n_group, n_head_kv] f32
         ggml_tensor * value_norms = nullptr; // [1, n_slots] f32
         ggml_tensor * values      = nullptr; // [head_dim_v, n_slots] f32
         ggml_tensor * raw_keys    = nullptr; // [head_dim_k, n_slots] f32, never normalised
@@ -90,7 +97,7 @@ class ra_score_graph {
     ggml_cgraph * new_graph();
     ggml_tensor * keys_of(int32_t il, shared & s);
     ggml_tensor * unit_of(int32_t il, shared & s);
-    ggml_tensor * queries_of(int32_t il, shared & s);
+    ggml_tensor * queries_of(int32_t il, shared & s, int64_t n_obs);
     ggml_tensor * value_norms_of(int32_t il, shared & s);
     ggml_tensor * values_of(int32_t il, shared & s);
     ggml_tensor * raw_keys_of(int32_t il, shared & s);
@@ -104,15 +111,16 @@ class ra_score_graph {
 
     std::vector<uint8_t> meta; // tensor structs of a graph
     ggml_context_ptr     ctx;
+    ggml_tensor *        slots = nullptr;
     size_t               n_out = 0;
 };
 
 // Lists the jobs of a layer: what `needs` asks for of heads of n_kv [n_head_kv] tokens, of which
-// n_old [n_head_kv] were compared with each other before.
+// n_old [n_head_kv] were compared with each other before, and of n_obs queries.
 void ra_list_jobs(std::vector<ra_job> & jobs, const int32_t * n_kv, const int32_t * n_old,
-                  int32_t n_head_kv, uint32_t needs);
+                  int32_t n_head_kv, int32_t n_obs, uint32_t needs);
 
-// Adds the jobs that compare all n_kv tokens of head ih with one another.
+// Adds the jobs that compare all n_kv tokens of head ih with those before them, oldest rows first.
 void ra_list_jobs_all(std::vector<ra_job> & jobs, int32_t ih, int32_t n_kv);
 
 // Adds the jobs that compare n_going tokens of head ih, a list, with all of its n_kv.

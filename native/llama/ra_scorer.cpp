@@ -2,6 +2,7 @@
 #include "ra_scorer.h"
 
 #include "ra_graph_alibi.h"
+#include "ra_score_pairs.h"
 
 #include <cmath>
 
@@ -43,6 +44,8 @@ void ra_scorer::reserve(uint32_t needs) {
     scratch.reserve(graph.build_largest(needs), "scores");
 
     ra_grow(logits, needs & RA_FEATURE_ATTN_LOGITS ? n_logits : 0);
+    ra_grow(attn_mass, needs & RA_FEATURE_ATTN_MASS ? cache().n_slots_max : 0);
+    ra_grow(query_slots, needs & RA_FEATURES_OF_QUERIES ? cache().n_ring : 0);
     sinks.reserve(needs & RA_FEATURE_ATTN_LOGITS ? n_sinks : 0);
     ra_grow(key_sim, needs & RA_FEATURE_KEY_SIM ? cache().n_slots_max : 0);
     ra_grow(key_cos, needs & RA_FEATURE_KEY_COS ? cache().n_slots_max : 0);
@@ -50,6 +53,7 @@ void ra_scorer::reserve(uint32_t needs) {
     ra_grow(value_dist, needs & RA_FEATURE_VALUE_DIST ? cache().n_slots_max : 0);
     ra_grow(keys, needs & RA_FEATURE_KEYS ? size_t(cache().n_slots_max) * dim : 0);
     ra_grow(going, needs & RA_NEEDS_TARGETS ? cache().n_slots_max : 0);
+    ra_grow(closest, needs & RA_NEEDS_TARGETS ? cache().n_slots_max : 0);
     ra_grow(newer, key_sim.size());
     ra_grow(older, key_sim.size());
     ra_grow(again, key_sim.size());
@@ -62,11 +66,11 @@ void ra_scorer::reserve(uint32_t needs) {
 
 int64_t ra_scorer::bytes() const {
     int64_t n = graph.bytes();
-    for (const auto * values : { &newer, &older, &again, &going }) {
+    for (const auto * values : { &newer, &older, &again, &going, &query_slots }) {
         n += (int64_t) (values->capacity() * sizeof(int32_t));
     }
-    for (const auto * values : { &logits, &sinks, &key_sim, &key_cos, &value_norm, &value_dist,
-                                 &keys, &dim_sum, &staging }) {
+    for (const auto * values : { &logits, &attn_mass, &sinks, &closest, &key_sim, &key_cos,
+                                 &value_norm, &value_dist, &keys, &dim_sum, &staging }) {
         n += (int64_t) (values->capacity() * sizeof(float));
     }
     return n;
@@ -121,8 +125,9 @@ void ra_scorer::place_centres(int32_t il) {
 }
 
 ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const int32_t * queries) {
-    n_obs   = n_queries;
-    obs_pos = queries;
+    n_obs    = n_queries;
+    obs_pos  = queries;
+    twins_of = -1;
     place_heads(il);
     if (needs & RA_FEATURE_CENTRES) {
         place_centres(il);
@@ -140,7 +145,11 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
             ra_alike_begin(l.used[ih], l.pos + l.offset[ih], l.n_pos_scored, l.alike + l.offset[ih],
                            newer.data() + tokens_at[ih], older.data() + tokens_at[ih]);
     }
-    ra_list_jobs(jobs, l.used, n_old.data(), l.n_head_kv, needs);
+    for (int32_t o = 0; o < n_obs && (needs & RA_FEATURES_OF_QUERIES); ++o) {
+        query_slots[size_t(o)] = queries[o] % cache().n_ring;
+    }
+    std::fill(attn_mass.begin(), attn_mass.end(), 0.0f); // without queries there is none
+    ra_list_jobs(jobs, l.used, n_old.data(), l.n_head_kv, n_obs, needs);
     ra_status st = RA_STATUS_OK;
     while (!jobs.empty() && st == RA_STATUS_OK) {
         jobs_next.clear();
@@ -159,21 +168,25 @@ ra_status ra_scorer::find_twins(int32_t il, const float * masses, float * twins)
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
         ra_list_jobs_all(jobs, ih, l.used[ih]);
     }
-    return run_jobs(il);
+    const ra_status st = run_jobs(il);
+    twins_of           = st == RA_STATUS_OK && is_whole ? il : -1;
+    return st;
 }
 
+// Among the cosines that twins were found by, where one graph had room for those of the whole layer: they lie in
+// the scratch until the next graph is made. Otherwise what goes is compared anew.
 ra_status ra_scorer::find_targets(int32_t il) {
     const ra_layer & l = cache().layers[il];
     place_heads(il);
+    if (twins_of == il) {
+        for (const ra_job & j : jobs) {
+            ra_pairs_find_targets(l, j, fetch_rows(j), closest.data() + tokens_at[j.ih]);
+        }
+        return RA_STATUS_OK;
+    }
     jobs.clear();
     for (int32_t ih = 0; ih < l.n_head_kv; ++ih) {
-        int32_t * list    = going.data() + tokens_at[ih];
-        int32_t   n_going = 0;
-        for (int32_t i = 0; i < l.used[ih]; ++i) {
-            if (!l.keep[l.offset[ih] + i]) {
-                list[n_going++] = i;
-            }
-        }
+        const int32_t n_going = ra_pairs_list_going(l, ih, going.data() + tokens_at[ih]);
         ra_list_jobs_going(jobs, ih, l.used[ih], n_going);
     }
     return run_jobs(il);
@@ -185,6 +198,23 @@ const int32_t * ra_scorer::index_of(const ra_job & j) const {
     return list.data() + tokens_at[j.ih] + size_t(j.row0);
 }
 
+// of the graph of jobs [begin, end)
+void ra_scorer::set_inputs(int32_t il, size_t begin, size_t end) {
+    ggml_tensor * slots = graph.query_slots();
+    if (slots != nullptr) {
+        ggml_backend_tensor_set(slots, query_slots.data(), 0, ggml_nbytes(slots));
+    }
+    for (size_t i = begin; i < end; ++i) {
+        const ra_job & j = jobs[i];
+        if (j.index != nullptr) {
+            ggml_backend_tensor_set(j.index, index_of(j), 0, ggml_nbytes(j.index));
+        }
+        if (j.kind == RA_JOB_MASS) {
+            ra_mass_set_inputs(tensors()[il], cache().layers[il], j.mass, obs_pos);
+        }
+    }
+}
+
 ra_status ra_scorer::run_jobs(int32_t il) {
     for (size_t begin = 0; begin < jobs.size();) {
         ggml_cgraph * gf  = nullptr;
@@ -192,12 +222,7 @@ ra_status ra_scorer::run_jobs(int32_t il) {
         if (!scratch.alloc(gf)) {
             return ra_error(RA_STATUS_NO_MEMORY, "out of memory scoring layer %d", il);
         }
-        for (size_t i = begin; i < end; ++i) {
-            if (jobs[i].index != nullptr) {
-                ggml_backend_tensor_set(jobs[i].index, index_of(jobs[i]), 0,
-                                        ggml_nbytes(jobs[i].index));
-            }
-        }
+        set_inputs(il, begin, end);
         const ggml_status st = scratch.compute(gf);
         if (st != GGML_STATUS_SUCCESS) {
             return ra_error(RA_STATUS_COMPUTE, "scoring layer %d %s", il,
@@ -206,7 +231,8 @@ ra_status ra_scorer::run_jobs(int32_t il) {
         for (size_t i = begin; i < end; ++i) {
             read(il, jobs[i]);
         }
-        begin = end;
+        is_whole = begin == 0 && end == jobs.size();
+        begin    = end;
     }
     return RA_STATUS_OK;
 }
@@ -225,7 +251,11 @@ const float * ra_scorer::fetch(const ggml_tensor * t, int64_t begin, int64_t n) 
     return staging.data();
 }
 
-// of the queries in the ring, those that the compression uses; as the model attends, with its biases
+const float * ra_scorer::fetch_rows(const ra_job & j) {
+    return fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
+}
+
+// as the model attends, with its biases
 void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const ra_layer & l = cache().layers[il];
     const float *    bias =
@@ -236,9 +266,8 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const float *        src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
     float *              dst     = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
-        const int64_t slot = obs_pos[o] % cache().n_ring;
         for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
-            const float * row = src + (slot * n_group + g) * j.stride;
+            const float * row = src + (int64_t(g) * n_obs + o) * j.stride;
             std::transform(row, row + j.n_kv, dst, [&](float x) {
                 return cap.after * (cap.cap == 0.0f ? x : cap.cap * std::tanh(cap.before * x));
             });
@@ -250,6 +279,23 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
                 dst[i] -= slope * float(obs_pos[o] - l.pos[l.offset[j.ih] + i]);
             }
         }
+    }
+}
+
+// sums to means over the queries that see a token, and the query heads
+void ra_scorer::read_mass(int32_t il, const ra_job & j) {
+    const ra_layer & l       = cache().layers[il];
+    const float      n_group = float(tensors()[il].n_head / tensors()[il].n_head_kv);
+    float *          dst     = attn_mass.data() + tokens_at[j.ih];
+    ra_features      f       = {};
+    f.n_kv                   = j.n_kv;
+    f.n_obs                  = n_obs;
+    f.pos                    = l.pos + l.offset[j.ih];
+    f.obs_pos                = obs_pos;
+    ra_queries_seen(&f, dst);
+    const float * sums = fetch(j.out, j.skip, j.n_kv);
+    for (int32_t i = 0; i < j.n_kv; ++i) {
+        dst[i] = dst[i] > 0.0f ? sums[i] / (dst[i] * n_group) : 0.0f;
     }
 }
 
@@ -267,31 +313,6 @@ void ra_scorer::read_keys(int32_t il, const ra_job & j) {
     std::copy_n(fetch(j.out, j.skip, n), n, dst);
     for (int64_t i = 0; t.n_hadamard > 0 && i < n; i += t.n_hadamard) {
         ra_hadamard_transform(t.n_hadamard, dst + i);
-    }
-}
-
-void ra_scorer::read_twins(int32_t il, const ra_job & j) {
-    const float *    rows  = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
-    const ra_layer & l     = cache().layers[il];
-    const size_t     at    = tokens_at[j.ih];
-    int32_t          first = 0;
-    while (first < j.n_kv && l.pos[l.offset[j.ih] + first] < cache().settings.cfg.n_sink) {
-        ++first;
-    }
-    for (int32_t r = 0; r < j.n_rows; ++r) {
-        twin[at + size_t(j.row0 + r)] =
-            ra_twin_cosine(j.n_kv, j.row0 + r, first, mass + at, rows + r * j.stride);
-    }
-}
-
-void ra_scorer::read_going(int32_t il, const ra_job & j) {
-    const float *    rows = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
-    const ra_merge * m    = cache().layers[il].merge;
-    const int32_t    at   = cache().layers[il].offset[j.ih];
-    const int32_t *  list = index_of(j);
-    for (int32_t r = 0; r < j.n_rows; ++r) {
-        m->target[at + list[r]] =
-            ra_merge_find_target(j.n_kv, m->can_take + at, rows + r * j.stride);
     }
 }
 
@@ -315,7 +336,7 @@ void ra_scorer::read_cos_sums(int32_t il, const ra_job & j) {
 }
 
 void ra_scorer::read_cosines(const ra_job & j) {
-    const float * rows      = fetch(j.out, j.skip, (j.n_rows - 1) * j.stride + j.n_kv);
+    const float * rows      = fetch_rows(j);
     const size_t  at        = tokens_at[j.ih];
     const float   threshold = cache().settings.cfg.sim_threshold;
     if (j.kind == RA_JOB_COSINES) {
@@ -330,17 +351,23 @@ void ra_scorer::read_cosines(const ra_job & j) {
 }
 
 void ra_scorer::read(int32_t il, const ra_job & j) {
+    const ra_layer & l  = cache().layers[il];
+    const size_t     at = tokens_at[j.ih];
     switch (j.kind) {
         case RA_JOB_LOGITS: return read_logits(il, j);
+        case RA_JOB_MASS: return read_mass(il, j);
         case RA_JOB_COS_SUMS: return read_cos_sums(il, j);
         case RA_JOB_COSINES:
         case RA_JOB_COSINES_AGAIN: return read_cosines(j);
-        case RA_JOB_COSINES_ALL: return read_twins(il, j);
-        case RA_JOB_COSINES_GOING: return read_going(il, j);
+        case RA_JOB_COSINES_ALL:
+            return ra_pairs_find_twins(l, j, fetch_rows(j), cache().settings.cfg.n_sink, mass + at,
+                                       twin + at);
+        case RA_JOB_COSINES_GOING:
+            return ra_pairs_find_targets_of(l, j, fetch_rows(j), index_of(j));
         case RA_JOB_VALUES: return read_values(il, j);
         case RA_JOB_KEYS: return read_keys(il, j);
         case RA_JOB_VALUE_NORMS: {
-            std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + tokens_at[j.ih]);
+            std::copy_n(fetch(j.out, j.skip, j.n_kv), j.n_kv, value_norm.data() + at);
             break;
         }
     }
@@ -351,6 +378,7 @@ void ra_scorer::features(ra_features * f) const {
     const size_t at = tokens_at[f->ih];
     f->sinks        = sinks.empty() ? nullptr : sinks.data() + size_t(f->ih) * size_t(f->n_group);
     f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];
+    f->attn_mass    = attn_mass.empty() ? nullptr : attn_mass.data() + at;
     f->key_sim      = key_sim.empty() ? nullptr : key_sim.data() + at;
     f->key_cos      = key_cos.empty() ? nullptr : key_cos.data() + at;
     f->value_norm   = value_norm.empty() ? nullptr : value_norm.data() + at;

@@ -29,16 +29,17 @@ class ra_scorer {
     bool            list_jobs_again(int32_t il, int32_t ih);
     ra_status       run_jobs(int32_t il);
     void            read(int32_t il, const ra_job & j);
+    void            set_inputs(int32_t il, size_t begin, size_t end);
     void            read_logits(int32_t il, const ra_job & j);
+    void            read_mass(int32_t il, const ra_job & j);
     void            read_cos_sums(int32_t il, const ra_job & j);
     void            read_cosines(const ra_job & j);
-    void            read_going(int32_t il, const ra_job & j);
-    void            read_twins(int32_t il, const ra_job & j);
     void            read_values(int32_t il, const ra_job & j);
     void            read_keys(int32_t il, const ra_job & j);
     void            place_centres(int32_t il);
     void            place_heads(int32_t il);
     const int32_t * index_of(const ra_job & j) const;
+    const float *   fetch_rows(const ra_job & j);
     const float *   fetch(const ggml_tensor * t, int64_t begin, int64_t n);
 
     const ra_cache &                cache() const { return *target.cache; }
@@ -54,6 +55,8 @@ class ra_scorer {
     int32_t         n_obs   = 0;       // queries of the layer at hand
     const int32_t * obs_pos = nullptr; // [n_obs] their positions
 
+    bool          is_whole = false; // the jobs were those of one graph
+    int32_t       twins_of = -1;    // layer whose cosines of twins `jobs` still has; -1: none
     const float * mass = nullptr; // [sum of used] of the layer at hand, while twins are looked for
     float *       twin = nullptr; // likewise
 
@@ -62,6 +65,7 @@ class ra_scorer {
     std::vector<float>  sinks;     // [n_head] of the layer at hand; empty: it has none
 
     // [n_slots], head after head; empty where nobody asks
+    std::vector<float>  attn_mass;
     std::vector<float>  key_sim;
     std::vector<float>  key_cos;
     std::vector<float>  value_norm;
@@ -78,7 +82,10 @@ class ra_scorer {
     std::vector<int32_t> older;   // [n_slots] likewise
     std::vector<int32_t> again;   // [n_slots] tokens to compare again, head after head
     std::vector<int32_t> going; // [n_slots] tokens that are evicted, head after head; merging only
-    std::vector<int32_t> n_old; // [n_head_kv]
+    std::vector<float>   closest; // [n_slots] likewise: cosines with what takes them
+    std::vector<int32_t> n_old;   // [n_head_kv]
+
+    std::vector<int32_t> query_slots; // [n_obs] of the layer at hand
 
     std::vector<float> staging; // values read back from a device
 };

@@ -25,7 +25,7 @@ ra_storage::ra_storage(const llama_model & model, const llama_memory_params & pa
         ra_throw_last();
     }
     cache.reset(made);
-    needs_window = (ra_cache_needs(made) & RA_FEATURE_ATTN_LOGITS) != 0;
+    needs_window = (ra_cache_needs(made) & RA_FEATURES_OF_QUERIES) != 0;
     add_layers(model, params, offload);
     make_tensors();
     if (!alloc_buffers()) {

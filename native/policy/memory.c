@@ -11,12 +11,11 @@
 void ra_policy_observe_memory(const ra_config * cfg, const ra_features * f) {
     /* a compression without queries has seen nothing and changes nothing but the weight of what was */
     const float seen = f->n_obs > 0 ? 1.0f : 0.0f;
-    ra_attention_mass(f, f->mass);
     for (int32_t j = 0; j < f->n_kv; ++j) {
         const float * before = f->state + 2 * (size_t) j;
         float *       after  = f->state_out + 2 * (size_t) j;
         const bool    is_new = isnan(before[0]);
-        after[0]             = f->mass[j] + (is_new ? 0.0f : cfg->decay * before[0]);
+        after[0]             = f->attn_mass[j] + (is_new ? 0.0f : cfg->decay * before[0]);
         after[1]             = seen + (is_new ? 0.0f : cfg->decay * before[1]);
         f->mass[j]           = after[1] > 0.0f ? after[0] / after[1] : 0.0f;
     }

@@ -25,14 +25,17 @@ enum {
     RA_FEATURE_ATTN_LOGITS = 1 << 0,
     RA_FEATURE_KEY_SIM     = 1 << 1,
     RA_FEATURE_KEY_COS     = 1 << 2,
-    RA_FEATURE_ALL_QUERIES =
-        1 << 3, /* attention logits of every query since the last compression (at
-                                      * most the newest `buffer`), not only of the window */
-    RA_FEATURE_VALUE_NORM = 1 << 4,
-    RA_FEATURE_VALUE_DIST = 1 << 5,
-    RA_FEATURE_TWIN       = 1 << 6,
-    RA_FEATURE_KEYS       = 1 << 7,
-    RA_FEATURE_CENTRES    = 1 << 8, /* of the queries, and how keys are rotated */
+    RA_FEATURE_ALL_QUERIES = 1 << 3, /* attention of every query since the last compression (at most
+                                      * the newest `buffer`), not only of the window */
+    RA_FEATURE_VALUE_NORM  = 1 << 4,
+    RA_FEATURE_VALUE_DIST  = 1 << 5,
+    RA_FEATURE_TWIN        = 1 << 6,
+    RA_FEATURE_KEYS        = 1 << 7,
+    RA_FEATURE_CENTRES     = 1 << 8, /* of the queries, and how keys are rotated */
+    RA_FEATURE_ATTN_MASS   = 1 << 9,
+
+    /* what is computed from queries, so that they are remembered */
+    RA_FEATURES_OF_QUERIES = RA_FEATURE_ATTN_LOGITS | RA_FEATURE_ATTN_MASS,
 };
 
 /* what a policy gives, as bits of ra_policy.gives */
@@ -56,11 +59,14 @@ typedef struct ra_features {
 
     const float * attn_logits; /* [n_obs, n_group, n_kv] as the model attends, with its soft cap and
                                 * biases, not masked */
-    const float * sinks;       /* [n_group] logits of attention sinks; NULL: the model has none */
-    const float * key_sim;     /* [n_kv] mean thinned cosine, see core/alike.c */
-    const float * key_cos;     /* [n_kv] mean cosine with all keys of the head, itself included */
-    const float * value_norm;  /* [n_kv] Euclidean norms of the V rows */
-    const float * value_dist;  /* [n_kv] their distances from the mean V row of the head */
+    const float *
+        attn_mass;         /* [n_kv] what ra_attention_mass() makes of them, without a logit leaving
+                                * the device: where that will do, ask for this and not for logits */
+    const float * sinks;   /* [n_group] logits of attention sinks; NULL: the model has none */
+    const float * key_sim; /* [n_kv] mean thinned cosine, see core/alike.c */
+    const float * key_cos; /* [n_kv] mean cosine with all keys of the head, itself included */
+    const float * value_norm; /* [n_kv] Euclidean norms of the V rows */
+    const float * value_dist; /* [n_kv] their distances from the mean V row of the head */
 
     const float *   keys;     /* [n_kv, head_dim] as the model attends to them, rotated */
     int32_t         head_dim; /* with keys */
@@ -94,7 +100,7 @@ typedef struct ra_policy {
     uint32_t           needs;   /* RA_FEATURE_* */
     ra_policy_score_fn score;
     /* Before any score of the layer: writes f->mass and f->state_out. NULL: masses, where merging or twins
-     * ask for them, are ra_attention_mass() */
+     * ask for them, are f->attn_mass */
     ra_policy_observe_fn observe;
     int32_t              n_state; /* numbers kept with a token, 1 to RA_MAX_STATE */
     uint32_t             gives;   /* RA_GIVES_* */
@@ -109,8 +115,11 @@ void ra_importance(const ra_config * cfg, const ra_features * f, float * out);
 
 /* Attention that tokens receive: out [n_kv], mean over the queries that can see a token and over the
  * query heads of the group of the softmax over what the query sees. Zeros for a token that no query
- * sees. Uses f->work[0 .. 2*n_kv). */
+ * sees. Of f->attn_logits; uses f->work[0 .. 2*n_kv). */
 void ra_attention_mass(const ra_features * f, float * out);
+
+/* Queries that can see each token: out [n_kv]. */
+void ra_queries_seen(const ra_features * f, float * out);
 
 /* Logit of the sink of query head g of the group; -INFINITY: there is none. */
 static inline float ra_sink_of(const ra_features * f, int32_t g) {

@@ -8,7 +8,7 @@
  *      one that is attended to less is charged, so one of them stays; R-KV (arXiv:2505.24133) spares the
  *      newer one.
  *
- * score [n_kv] f32 out, higher = keep. Needs attention logits of all queries, value distances and twins. */
+ * score [n_kv] f32 out, higher = keep. Needs the attention mass of all queries, value distances and twins. */
 #include "policy.h"
 
 void ra_policy_loss_score(const ra_config * cfg, const ra_features * f, float * score) {

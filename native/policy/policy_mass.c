@@ -6,7 +6,7 @@
  * layer. The factor is that of value-aware pruning (VATP, arXiv:2406.12335) with the distance from the mean
  * in the place of the norm.
  *
- * score [n_kv] f32 out, higher = keep. Needs attention logits and value distances. */
+ * score [n_kv] f32 out, higher = keep. Needs attention mass and value distances. */
 #include "policy.h"
 
 void ra_policy_mass_score(const ra_config * cfg, const ra_features * f, float * score) {

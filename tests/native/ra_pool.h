@@ -23,6 +23,7 @@ typedef struct ra_pool {
     float *    keys;
     float *    value_norm;
     float *    value_dist;
+    float *    attn_mass;
     int32_t    open_layer;     /* between move_begin and move_end; else -1 */
     int32_t    features_layer; /* whose features were begun; -1: none */
     int32_t    n_layers_begun; /* calls of features_begin so far */
@@ -79,6 +80,7 @@ static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_feature
         p->key_cos[i]    = is_odd ? ra_pool_odd_float() : ra_test_float();
         p->value_norm[i] = ra_test_int(0, 20) == 0 ? 100.0f : 1.0f + ra_test_float();
         p->value_dist[i] = is_odd ? ra_pool_odd_float() : 1.0f + ra_test_float();
+        p->attn_mass[i]  = is_odd && ra_test_int(0, 2) == 0 ? NAN : fabsf(ra_test_float());
     }
     static const float   freq[2]                    = { 1.0f, 0.01f };
     static const ra_rope rope                       = { .n_rot = 4, .offset = 1, .freq = freq };
@@ -92,6 +94,7 @@ static inline ra_status ra_pool_features(void * user, uint32_t needs, ra_feature
     f->centres     = needs & RA_FEATURE_CENTRES ? centres : NULL;
     f->n_group     = RA_POOL_GROUP;
     f->attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? p->logits : NULL;
+    f->attn_mass   = needs & RA_FEATURE_ATTN_MASS ? p->attn_mass : NULL;
     f->key_sim     = needs & RA_FEATURE_KEY_SIM ? p->key_sim : NULL;
     f->key_cos     = needs & RA_FEATURE_KEY_COS ? p->key_cos : NULL;
     f->value_norm  = needs & RA_FEATURE_VALUE_NORM ? p->value_norm : NULL;
@@ -163,6 +166,7 @@ static inline void ra_pool_init(ra_pool * p, ra_cache * c) {
     p->keys        = calloc(n * RA_POOL_DIM, sizeof(float));
     p->value_norm  = calloc(n, sizeof(float));
     p->value_dist  = calloc(n, sizeof(float));
+    p->attn_mass   = calloc(n, sizeof(float));
     for (int32_t il = 0; il < c->n_layer; ++il) {
         p->tags[il] = calloc((size_t) c->layers[il].n_slots, sizeof(int32_t));
     }
@@ -179,6 +183,7 @@ static inline void ra_pool_free(ra_pool * p) {
     free(p->keys);
     free(p->value_norm);
     free(p->value_dist);
+    free(p->attn_mass);
     ra_cache_free(p->cache);
 }
 

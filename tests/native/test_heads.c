@@ -22,8 +22,10 @@ static ra_status alike_features(void * user, uint32_t needs, ra_features * f) {
     }
     f->n_group     = RA_POOL_GROUP;
     f->attn_logits = p->logits;
+    f->attn_mass   = p->attn_mass;
     f->key_sim     = p->key_sim;
     f->value_dist  = p->value_dist;
+    ra_attention_mass(f, p->attn_mass);
     return RA_STATUS_OK;
 }
 

@@ -17,6 +17,48 @@ static void test_find_target(void) {
     CHECK_EQ(ra_merge_find_target(5, nobody, cos), -1);
 }
 
+/* what comparing each pair once finds is what the whole matrix says, with ties and values equal to 1 */
+static void test_compare_once(void) {
+    enum { MOST = 40 };
+    for (int32_t round = 0; round < 400; ++round) {
+        const int32_t n     = ra_test_int(1, MOST + 1);
+        const int32_t first = ra_test_int(0, n + 1);
+        float         cos[MOST * MOST]; /* [n, n] */
+        float         mass[MOST];
+        float         twin[MOST];
+        float         closest[MOST];
+        uint8_t       can_take[MOST];
+        int32_t       target[MOST];
+        for (int32_t j = 0; j < n; ++j) {
+            const bool goes = ra_test_int(0, 3) == 0;
+            mass[j]         = (float) ra_test_int(0, 9);
+            can_take[j]     = !goes && ra_test_int(0, 3) > 0;
+            closest[j]      = goes ? -INFINITY : INFINITY;
+            target[j]       = -1;
+            for (int32_t i = 0; i <= j; ++i) {
+                cos[j * n + i] = cos[i * n + j] = (float) ra_test_int(-10, 12) / 10.0f;
+            }
+        }
+        float *       row   = malloc((size_t) n * sizeof(float)); /* no cosine is read beyond j's */
+        const float * whole = cos;
+        for (int32_t j = 0; j < n; ++j) {
+            memcpy(row + n - j, cos + j * n, (size_t) j * sizeof(float));
+            ra_twin_compare(j, first, mass, row + n - j, twin);
+            ra_merge_compare(j, can_take, row + n - j, closest, target);
+        }
+        free(row);
+        for (int32_t j = 0; j < n; ++j, whole += n) {
+            float most = -1.0f;
+            for (int32_t i = first; i < n; ++i) {
+                most = mass[i] > mass[j] ? fmaxf(most, whole[i]) : most;
+            }
+            CHECK_NEAR(twin[j], fminf(most, 1.0f), 0.0);
+            CHECK_EQ(target[j],
+                     closest[j] == INFINITY ? -1 : ra_merge_find_target(n, can_take, whole));
+        }
+    }
+}
+
 /* tokens 1 and 3 go into 0, 4 into 2, 5 goes without a trace */
 static void test_shares_by_hand(void) {
     const int32_t target[6] = { -1, 0, -1, 0, 2, -1 };
@@ -191,7 +233,7 @@ static void test_values_and_biases_follow(void) {
     ops.merge_rows   = merge_rows;
     ops.move         = move;
     ops.move_begin   = move_begin;
-    CHECK((ra_cache_needs(c) & RA_FEATURE_ATTN_LOGITS) != 0); /* for masses */
+    CHECK((ra_cache_needs(c) & RA_FEATURE_ATTN_MASS) != 0);
     c->settings.policy = &policy;
     CHECK(!c->layers[0].merge->has_bias);
     for (int32_t round = 0; round < 60; ++round) {
@@ -259,6 +301,7 @@ static void test_merge_head(void) {
 
 int main(void) {
     test_find_target();
+    test_compare_once();
     test_shares_by_hand();
     test_values_and_biases_follow();
     test_merge_head();

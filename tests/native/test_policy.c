@@ -8,7 +8,7 @@
 #define ALL_FEATURES                                                                      \
     ((uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |       \
                  RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM | RA_FEATURE_VALUE_DIST | \
-                 RA_FEATURE_TWIN | RA_FEATURE_KEYS | RA_FEATURE_CENTRES))
+                 RA_FEATURE_TWIN | RA_FEATURE_KEYS | RA_FEATURE_CENTRES | RA_FEATURE_ATTN_MASS))
 
 /* exact-size heap arrays, so that the address sanitizer sees a read or write beyond them */
 typedef struct features_heap {
@@ -98,6 +98,7 @@ static features_heap features_make(uint32_t needs, int32_t n_state, int32_t n_kv
         .state       = h.state,
         .state_out   = h.state_out,
         .attn_logits = needs & RA_FEATURE_ATTN_LOGITS ? h.logits : NULL,
+        .attn_mass   = needs & RA_FEATURE_ATTN_MASS ? h.sim : NULL,
         .key_sim     = needs & RA_FEATURE_KEY_SIM ? h.sim : NULL,
         .key_cos     = needs & RA_FEATURE_KEY_COS ? h.sim : NULL,
         .value_norm  = needs & RA_FEATURE_VALUE_NORM ? h.sim : NULL,
@@ -233,6 +234,40 @@ static void test_importance_by_hand(void) {
     f.n_obs = 0;
     ra_importance(&cfg, &f, out);
     CHECK_NEAR(out[0], 0.0, 0.0);
+}
+
+/* Two queries of which the first sees two of three tokens, a group of two, a sink in one of them. */
+static void test_attention_mass_by_hand(void) {
+    const float log2              = logf(2.0f);
+    const float logits[2 * 2 * 3] = {
+        0.0f, log2, 99.0f, /* query 0, head 0: a third, two thirds */
+        0.0f, 0.0f, 99.0f, /* query 0, head 1, with a sink of 2: a quarter each */
+        0.0f, 0.0f, log2,  /* query 1, head 0: a quarter, a quarter, a half */
+        0.0f, log2, log2,  /* query 1, head 1: a seventh, two sevenths each */
+    };
+    const float   sinks[2]   = { -INFINITY, log2 };
+    const int32_t pos[3]     = { 0, 4, 7 };
+    const int32_t obs_pos[2] = { 5, 7 };
+    float         work[9];
+    float         out[3];
+    ra_features   f = { .n_kv        = 3,
+                        .n_window    = 1,
+                        .n_obs       = 2,
+                        .n_group     = 2,
+                        .pos         = pos,
+                        .obs_pos     = obs_pos,
+                        .attn_logits = logits,
+                        .sinks       = sinks,
+                        .work        = work };
+    ra_attention_mass(&f, out);
+    CHECK_NEAR(out[0], (1.0 / 3 + 1.0 / 4 + 1.0 / 4 + 1.0 / 7) / 4, 1e-7);
+    CHECK_NEAR(out[1], (2.0 / 3 + 1.0 / 4 + 1.0 / 4 + 2.0 / 7) / 4, 1e-7);
+    CHECK_NEAR(out[2], (1.0 / 2 + 2.0 / 7) / 2, 1e-7);
+    ra_queries_seen(&f, out);
+    CHECK_NEAR(out[0] + 10 * out[1] + 100 * out[2], 122.0, 0.0);
+    f.n_obs = 0;
+    ra_attention_mass(&f, out);
+    CHECK_NEAR(out[0] + out[1] + out[2], 0.0, 0.0);
 }
 
 /* The two ends of lambda: attention alone is SnapKV, redundancy alone is minus the softmax. */
@@ -435,6 +470,7 @@ int main(void) {
     test_allocator_walk();
     test_every_policy_on_random_shapes();
     test_importance_by_hand();
+    test_attention_mass_by_hand();
     test_rkv_ends();
     test_triattention_by_hand();
     test_random_draws();

@@ -205,7 +205,7 @@ def attention(head: Head) -> Array:
     """Attention of every query to what it could see, mean over the group: [<= n_obs, n_kv]."""
     seen = np.asarray(head.pos)[None, :] <= np.asarray(head.obs_pos)[:, None]
     logits = np.where(seen[:, None, :], head.logits, -np.inf)[seen.any(axis=1)]
-    return softmax(logits).mean(axis=1)
+    return softmax(logits, -np.inf if head.sinks is None else head.sinks).mean(axis=1)
 
 
 def attention_mass(head: Head) -> Array:

@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import pytest
 import reference
-from engine import Engine
+from engine import Engine, LayerTrace
 from llama_cpp import llama_cpp as lib
 from test_architectures import program  # noqa: F401  (a fixture)
 from test_engine_parity import random_tokens
@@ -161,6 +161,21 @@ def save(program: Path, folder: Path, arch: str, kind: str) -> Path:  # noqa: F8
     return folder / f"{arch}-{kind}.gguf"
 
 
+def expected_scores(
+    layer: Layer, event: LayerTrace, ih: int, policy: str, memory: dict[int, np.ndarray]
+) -> np.ndarray:
+    """Scores of a head by NumPy; `memory` holds the state of the tokens, by position."""
+    pos = event.positions[ih]
+    head = layer.head(ih, pos, np.arange(event.n_pos - N_WINDOW, event.n_pos))
+    if policy == "rkv":
+        return reference.rkv(head)
+    head.v = layer.v[pos, ih]
+    head.state = np.array([memory.get(p, np.full(2, np.nan)) for p in pos])
+    memory.update(zip(pos, reference.mass_state(head)))
+    return reference.mass(head)
+
+
+@pytest.mark.parametrize("policy", ["rkv", "mass"])  # logits, and what the device sums of them
 @pytest.mark.parametrize(
     ("arch", "kind"),
     [
@@ -172,11 +187,17 @@ def save(program: Path, folder: Path, arch: str, kind: str) -> Path:  # noqa: F8
         ("bloom", "dense"),  # ALiBi
     ],
 )
-def test_attention_and_scores(program: Path, tmp_path: Path, arch: str, kind: str) -> None:  # noqa: F811
+def test_attention_and_scores(
+    program: Path,  # noqa: F811
+    tmp_path: Path,
+    arch: str,
+    kind: str,
+    policy: str,
+) -> None:
     path = save(program, tmp_path, arch, kind)
     model = Model(path)
     watch = Watch()
-    config = {"buffer": 16, "n_window": N_WINDOW, "policy": "rkv", "head_alloc": "adaptive"}
+    config = {"buffer": 16, "n_window": N_WINDOW, "policy": policy, "head_alloc": "adaptive"}
     tokens = [t % 100 for t in random_tokens(130)]
     n_checked = 0
     with Engine(path, 40, "f32", flash_attn=False, config=config, cb_eval=watch.callback) as engine:
@@ -201,12 +222,13 @@ def test_attention_and_scores(program: Path, tmp_path: Path, arch: str, kind: st
             kept = [visible[i, il, ih] for ih in range(layer.n_head_kv)]
             expected = layer.attend(i, kept)
             assert np.abs(expected - layer.out[i]).max() < 1e-4 * max(1.0, np.abs(expected).max())
+        memory: list[dict[int, np.ndarray]] = [{} for _ in range(layer.n_head_kv)]
         for event in (e for e in traces if e.il == il):
-            obs = np.arange(event.n_pos - N_WINDOW, event.n_pos)
             for ih in range(layer.n_head_kv):
-                scores = reference.rkv(layer.head(ih, event.positions[ih], obs))
+                scores = expected_scores(layer, event, ih, policy, memory[ih])
                 free = np.isfinite(event.scores[ih])
-                assert np.abs(scores - event.scores[ih])[free].max() < 2e-3
+                error = np.abs(scores - event.scores[ih])[free].max()
+                assert error < (2e-3 if policy == "rkv" else 1e-3 * scores[free].max())
                 n_checked += int(free.sum())
     assert n_checked > 200
 
