@@ -159,7 +159,8 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
     parts += [
         "## Memory",
         f"Weights: {bytes_text(lines[0]['weights_bytes'])}. Sizes as the engine reports them; "
-        '"formula" is (budget + buffer) x bytes of a token\'s rows; a stock cache is made for the '
+        '"formula" is (budget + buffer) x bytes of a token\'s rows, and of the caches of sliding '
+        "windows, which both have; a stock cache is made for the "
         'depth and the timed tokens. "Used" is the peak of resident memory less what was resident '
         "once the weights were loaded. Decoding touches a part of the compute buffers only, which "
         "are reserved for a full batch with the logits of all its tokens: such a batch is decoded "
