@@ -176,9 +176,10 @@ class Engine:
         return tuple(after - before for before, after in zip(stamps, stamps[1:]))
 
     def _clock(self) -> Callable[[], float]:
-        """Return the processor's clock where a job may count by it; see `parallel`."""
+        """Return the processor's clock where a job may count by it: in turns, on one thread."""
         job = self.job
-        is_alone = job.kind == "parallel" and job.n_threads == 1 and job.n_gpu_layers == 0
+        is_in_turns = job.kind in ("turns", "parallel")
+        is_alone = is_in_turns and job.n_threads == 1 and job.n_gpu_layers == 0
         return time.process_time if is_alone else time.perf_counter
 
     def best_token(self) -> int:

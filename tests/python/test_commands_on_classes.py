@@ -28,7 +28,8 @@ def windows(make_gguf: Any) -> Path:
 
 
 def settings(**others: Any) -> Settings:
-    return Settings(steps=160, buffer=16, sampling=Sampling(temp=0.0), n_threads=1, **others)
+    chosen = {"sampling": Sampling(temp=0.0), **others}
+    return Settings(steps=160, buffer=16, n_threads=1, **chosen)
 
 
 @pytest.mark.parametrize("layers", ["wave", "error", "uniform"])
@@ -103,3 +104,24 @@ def test_layers_without_attention_are_left_out(program: Path, tmp_path: Path) ->
     with ReasonLlama(path, budget=config, n_ctx=256) as llama:
         llama.eval(llama.tokenize(PROMPT.encode() * 2))
         assert engine_stats(llama.ctx).n_compressions > 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [
+        ("gemma2", "dense"),  # windows, soft caps
+        ("granitehybrid", "dense"),  # recurrent layers
+        ("deepseek2", "moe"),  # latent rows
+        ("qwen3next", "moe"),  # recurrent layers, experts
+        ("gpt-oss", "moe"),  # windows, attention sinks
+    ],
+)
+def test_demand_over_horizons(program: Path, tmp_path: Path, arch: str, kind: str) -> None:  # noqa: F811
+    path = with_vocabulary(save(program, tmp_path, arch, kind), tmp_path / "model.gguf")
+    # seven prompts, for these models end their texts at random
+    found = calibrate(path, [PROMPT] * 7, settings(curves=False, horizon=16, sampling=Sampling()))
+    assert found.horizon == 16
+    heads = found.n_head_kv
+    heads = (heads,) * found.n_layer if isinstance(heads, int) else heads
+    assert [n > 0 for n in heads] == [demand > 0 for demand in found.demand]
+    assert max(heads) > 0
