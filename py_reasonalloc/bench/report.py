@@ -191,13 +191,16 @@ def _turns_table(report: dict[str, Any]) -> list[str]:
         ]
         for line in lines
     ]
-    buffer = report["settings"]["buffer"]
+    settings = report["settings"]
+    buffer = settings["buffer"]
+    is_counted = settings["n_threads"] == 1 and settings["n_gpu_layers"] == 0
     return [
         "## Decoding in turns",
         f"Contexts of one process that decode {slice_tokens(buffer)} tokens each in turn; a stock "
         "cache goes back to its depth after every turn. Ratios of tokens/s, compressions included, "
         f"one per buffer of {buffer} tokens: what else the machine does hits all alike. (An "
-        f"unpatched build is in a process of its own, opened {N_PAIRS} times for a buffer each.)",
+        f"unpatched build is in a process of its own, opened {N_PAIRS} times for a buffer each.)"
+        + (" One thread: seconds are the processor's." if is_counted else ""),
         table(["cache", "depth", "against", "depth", "ratio", "buffers"], rows),
     ]
 

@@ -276,6 +276,8 @@ def _run(arguments: dict[str, Any], settings: Settings) -> int:
 
     weights = None if arguments["shape"] not in SHAPES else arguments["weights"] or DEFAULT_WEIGHTS
     shape = Path(arguments["shape"]).name
+    if arguments["layers"] is not None:
+        shape += f", {arguments['layers']} of its {SHAPES[shape].n_layer} layers"
     rows: list[Row] = []
     is_interrupted = False
     others = [

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_windows_get_their_latest_rows(make_gguf, tmp_path) -> None:
         n_bytes = engine.sizes()["cache_bytes"]
     n_row = 2 * 2 * 32 * 2  # K and V of two heads of 32 values, f16
     assert n_bytes == n_row * (2048 + 5 * 256)
+
+
+def test_one_thread_in_turns_is_timed_by_the_processor(make_gguf, tmp_path) -> None:
+    turns = dataclasses.replace(job_of(make_gguf(), STOCK, tmp_path), kind="turns")
+    for job, clock in (
+        (turns, time.process_time),
+        (dataclasses.replace(turns, n_threads=2), time.perf_counter),
+        (dataclasses.replace(turns, kind="decode"), time.perf_counter),
+    ):
+        with Engine(job) as engine:
+            assert engine._clock() is clock
 
 
 def test_the_cache_of_a_budget_counts_windows(make_gguf, tmp_path) -> None:
