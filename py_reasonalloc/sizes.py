@@ -14,20 +14,32 @@ from .engine import bindings as c
 from .engine.errors import ConfigError
 from .session.config import KV_TYPES, kv_type_id
 
+#: Tokens that llama.cpp computes at once.
+_N_UBATCH = 512
+
 
 class Shape(NamedTuple):
     """What the cache's size depends on; both K and V rows have `head_dim` values.
 
     n_layer counts the layers that grow. Beside them are n_layer_window layers with a sliding
-    window, of as many cells as llama.cpp gives them: window + 512 tokens of a micro-batch, padded
-    to 256.
+    window of n_window tokens; or n_layer_state layers with a recurrent state of n_state values,
+    which are f32 whatever the type of K and V.
     """
 
     n_layer: int
     n_head_kv: int
     head_dim: int
     n_layer_window: int = 0
-    n_cell_window: int = 0
+    n_window: int = 0
+    n_layer_state: int = 0
+    n_state: int = 0
+
+
+def delta_state(n_head_k: int, n_head_v: int, head_dim: int = 128, n_conv: int = 4) -> int:
+    """Return the values of a gated delta net's state: a matrix for each V head, and the last inputs
+    of the convolution over Q, K and V.
+    """
+    return head_dim * (n_head_v * head_dim + (n_conv - 1) * (2 * n_head_k + n_head_v))
 
 
 #: As published in the models' configurations.
@@ -36,33 +48,46 @@ SHAPES = {
     "DeepSeek-R1-Distill-Llama-8B": Shape(32, 8, 128),
     "DeepSeek-R1-Distill-Qwen-14B": Shape(48, 8, 128),
     "Qwen3-30B-A3B": Shape(48, 4, 128),
-    "gpt-oss-20b": Shape(12, 8, 64, 12, 768),
-    "Gemma 3 12B": Shape(8, 8, 256, 40, 1536),
-    "Qwen3-Next-80B-A3B": Shape(12, 2, 256),
+    "gpt-oss-20b": Shape(12, 8, 64, 12, 128),
+    "Gemma 3 12B": Shape(8, 8, 256, 40, 1024),
+    "Qwen3-Next-80B-A3B": Shape(12, 2, 256, n_layer_state=36, n_state=delta_state(16, 32)),
+    "Qwen3.5-27B": Shape(16, 4, 256, n_layer_state=48, n_state=delta_state(16, 48)),
 }
 
 
 def full_bytes(shape: Shape, n_tokens: int, kv_type: str) -> int:
-    """Bytes of K and V that `n_tokens` take in the stock cache, windows included."""
+    """Bytes of K and V that `n_tokens` take in the stock cache, windows and states included.
+
+    Windows are as llama.cpp's programs have them (swa_full off).
+    """
     grown = _checked(c.ra_plan_kv_bytes_full(ctypes.byref(_native(shape, kv_type)), n_tokens))
-    return grown + window_bytes(shape, kv_type)
+    return grown + stock_bytes(shape, kv_type, _N_UBATCH)
 
 
-def window_bytes(shape: Shape, kv_type: str) -> int:
-    """Bytes of the layers with a sliding window."""
+def stock_bytes(shape: Shape, kv_type: str, n_ubatch: int) -> int:
+    """Bytes of the layers that do not grow: sliding windows, recurrent states.
+
+    llama.cpp gives a window the cells of a micro-batch of `n_ubatch` tokens beside it, and rounds
+    up to a multiple of 256.
+    """
+    states = 4 * shape.n_layer_state * shape.n_state
     if shape.n_layer_window == 0:
-        return 0
+        return states
     windows = _native(shape._replace(n_layer=shape.n_layer_window), kv_type)
-    return _checked(c.ra_plan_kv_bytes_full(ctypes.byref(windows), shape.n_cell_window))
+    n_cells = -(-(shape.n_window + n_ubatch) // 256) * 256
+    return states + _checked(c.ra_plan_kv_bytes_full(ctypes.byref(windows), n_cells))
 
 
 def budget_bytes(shape: Shape, budget: int, kv_type: str) -> int:
-    """Bytes of K and V that a budgeted context allocates: the default buffer, windows included."""
+    """Bytes of K and V that a budgeted context allocates: the default buffer; windows and states
+    are included.
+    """
     config = c.ra_config_default_params()
     config.budget = budget
     native = _native(shape, kv_type)
     grown = _checked(c.ra_plan_kv_bytes(ctypes.byref(native), ctypes.byref(config)))
-    return grown + window_bytes(shape, kv_type)
+    # with a budget, no more is computed at once than a buffer holds
+    return grown + stock_bytes(shape, kv_type, min(config.buffer, _N_UBATCH))
 
 
 def _native(shape: Shape, kv_type: str) -> c.ra_shape:

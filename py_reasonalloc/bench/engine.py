@@ -89,6 +89,8 @@ class Engine:
         params.n_threads = params.n_threads_batch = job.n_threads
         params.flash_attn_type = bindings.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = kv_type_id(job.arm.kv_type)
+        # as in llama.cpp's programs; llama.h's own default keeps windows as long as the context
+        params.swa_full = False
         config = job.arm.config()
         with LogCapture(forward=False) as log:
             if config is not None:
@@ -174,9 +176,10 @@ class Engine:
         return tuple(after - before for before, after in zip(stamps, stamps[1:]))
 
     def _clock(self) -> Callable[[], float]:
-        """Return the processor's clock where a job may count by it; see `parallel`."""
+        """Return the processor's clock where a job may count by it: in turns, on one thread."""
         job = self.job
-        is_alone = job.kind == "parallel" and job.n_threads == 1 and job.n_gpu_layers == 0
+        is_in_turns = job.kind in ("turns", "parallel")
+        is_alone = is_in_turns and job.n_threads == 1 and job.n_gpu_layers == 0
         return time.process_time if is_alone else time.perf_counter
 
     def best_token(self) -> int:
@@ -194,7 +197,7 @@ class Engine:
 
     def sizes(self) -> dict[str, int | None]:
         """Return bytes as the engine reports them; None where it cannot tell."""
-        names = ("weights", "cache", "window", "scratch", "compute", "row")
+        names = ("weights", "cache", "swa", "window", "scratch", "compute", "row")
         sizes: dict[str, int | None] = {f"{name}_bytes": None for name in names}
         if self.job.arm.library is not None:
             return sizes
@@ -208,7 +211,8 @@ class Engine:
             sizes.update(cache_bytes=use.context_bytes, window_bytes=0, scratch_bytes=0)
             return sizes
         sizes.update(
-            cache_bytes=stats.kv_bytes,
+            cache_bytes=stats.kv_bytes + stats.stock_bytes,
+            swa_bytes=stats.stock_bytes,
             window_bytes=stats.window_bytes,
             scratch_bytes=use.scratch_bytes,
             row_bytes=c.ra_row_bytes(self.ctx),

@@ -234,7 +234,8 @@ def plan(settings: Settings) -> list[Job]:
 
 def plan_turns(settings: Settings) -> list[Group]:
     """Return what takes turns: each budgeted arm at its deepest depth with the caches that it is
-    held against, and the reference with an unpatched build.
+    held against (its own first depth; stock there, at its limit, and empty), and the reference
+    with an unpatched build.
 
     Raises
     ------
@@ -264,7 +265,8 @@ def plan_turns(settings: Settings) -> list[Group]:
         own = [job(arm, depth) for depth in depths_of(arm, settings.depths)]
         if own:
             limit = arm.budget + arm.buffer
-            group = (*own, job(reference, limit), job(reference, 0))
+            deepest = job(reference, own[0].depth)
+            group = (*own, deepest, job(reference, limit), job(reference, 0))
             groups.append(Group(arm.name, group))
     if settings.unpatched is not None:
         other = Arm(UNPATCHED, library=str(settings.unpatched))

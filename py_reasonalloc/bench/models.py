@@ -12,7 +12,7 @@ from ..engine.cache import user_cache
 from ..engine.errors import ConfigError, ModelFileError
 from ..engine.modelfile import check_model_file
 from ..engine.tempfiles import remove_stale
-from .shapes import SHAPES, check_shape_name
+from .shapes import SHAPES, ModelShape, check_shape_name
 from .weights import FORMAT_VERSION, model_bytes, write_model
 
 DEFAULT_WEIGHTS = "q4_0"
@@ -38,13 +38,19 @@ def make_bench_folder() -> None:
         raise ModelFileError(f"{bench_folder()}: cannot be made: {error.strerror}") from None
 
 
-def cached_path(name: str, weights: str) -> Path:
+def cached_path(name: str, weights: str, n_layer: int | None = None) -> Path:
     """Return where the random model of a known shape is kept; equal shapes share a file."""
     first = next(other for other, shape in SHAPES.items() if shape == SHAPES[name])
-    return bench_folder() / f"{first}-{weights}-v{FORMAT_VERSION}.gguf"
+    part = "" if n_layer in (None, SHAPES[name].n_layer) else f"-{n_layer}-layers"
+    return bench_folder() / f"{first}{part}-{weights}-v{FORMAT_VERSION}.gguf"
 
 
-def model_file(name: str, weights: str, progress: Callable[[int], object] | None = None) -> Path:
+def model_file(
+    name: str,
+    weights: str,
+    progress: Callable[[int], object] | None = None,
+    n_layer: int | None = None,
+) -> Path:
     """Return the file of a shape, written now if it is not in the cache folder yet.
 
     Parameters
@@ -55,6 +61,8 @@ def model_file(name: str, weights: str, progress: Callable[[int], object] | None
         One of `WEIGHTS`; not used for a path.
     progress : callable, optional
         See `write_model`.
+    n_layer : int or None
+        Layers of the shape; None: all of them.
 
     Raises
     ------
@@ -63,13 +71,24 @@ def model_file(name: str, weights: str, progress: Callable[[int], object] | None
     """
     if name not in SHAPES:
         return Path(check_model_file(name))
-    path = cached_path(name, weights)
+    path = cached_path(name, weights, n_layer)
     if not path.is_file():
-        write_model(path, name, SHAPES[name], weights, progress=progress)
+        write_model(path, name, chosen_shape(name, n_layer), weights, progress=progress)
     return path
 
 
-def open_model(name: str, weights: str | None) -> Path:
+def chosen_shape(name: str, n_layer: int | None) -> ModelShape:
+    """Return a shape with so many of its layers (None: all).
+
+    Raises
+    ------
+    ConfigError
+        See `ModelShape.with_layers`.
+    """
+    return SHAPES[name] if n_layer is None else SHAPES[name].with_layers(n_layer)
+
+
+def open_model(name: str, weights: str | None, n_layer: int | None = None) -> Path:
     """Return the file of a shape, written now (with a progress bar) if it is not there yet.
 
     Parameters
@@ -78,11 +97,13 @@ def open_model(name: str, weights: str | None) -> Path:
         Of a shape, or the path of a model.
     weights : str or None
         Type of a shape's random weights; None: q4_0.
+    n_layer : int or None
+        Layers of the shape; None: all of them.
 
     Raises
     ------
     ConfigError
-        No such shape, or `weights` with a path.
+        No such shape, `weights` or `n_layer` with a path, or a number of layers it cannot have.
     ModelFileError
         The path is not a model, or the file cannot be written.
     """
@@ -90,11 +111,15 @@ def open_model(name: str, weights: str | None) -> Path:
     if name not in SHAPES:
         if weights is not None:
             raise ConfigError("--weights is for the named shapes: a file has weights of its own")
+        if n_layer is not None:
+            raise ConfigError("--layers is for the named shapes: a file has layers of its own")
         return model_file(name, DEFAULT_WEIGHTS)
     weights = weights or DEFAULT_WEIGHTS
-    if cached_path(name, weights).is_file():
-        return cached_path(name, weights)
-    length = model_bytes(SHAPES[name], weights)
+    shape = chosen_shape(name, n_layer)
+    path = cached_path(name, weights, n_layer)
+    if path.is_file():
+        return path
+    length = model_bytes(shape, weights)
     bar = click.progressbar(length=length, label=f"writing random {name}", file=sys.stderr)
     with bar as progress:
-        return model_file(name, weights, progress.update)
+        return model_file(name, weights, progress.update, n_layer)

@@ -159,7 +159,8 @@ def _decode_tables(report: dict[str, Any]) -> list[str]:
     parts += [
         "## Memory",
         f"Weights: {bytes_text(lines[0]['weights_bytes'])}. Sizes as the engine reports them; "
-        '"formula" is (budget + buffer) x bytes of a token\'s rows; a stock cache is made for the '
+        '"formula" is (budget + buffer) x bytes of a token\'s rows, and of the caches of sliding '
+        "windows, which both have; a stock cache is made for the "
         'depth and the timed tokens. "Used" is the peak of resident memory less what was resident '
         "once the weights were loaded. Decoding touches a part of the compute buffers only, which "
         "are reserved for a full batch with the logits of all its tokens: such a batch is decoded "
@@ -190,13 +191,16 @@ def _turns_table(report: dict[str, Any]) -> list[str]:
         ]
         for line in lines
     ]
-    buffer = report["settings"]["buffer"]
+    settings = report["settings"]
+    buffer = settings["buffer"]
+    is_counted = settings["n_threads"] == 1 and settings["n_gpu_layers"] == 0
     return [
         "## Decoding in turns",
         f"Contexts of one process that decode {slice_tokens(buffer)} tokens each in turn; a stock "
         "cache goes back to its depth after every turn. Ratios of tokens/s, compressions included, "
         f"one per buffer of {buffer} tokens: what else the machine does hits all alike. (An "
-        f"unpatched build is in a process of its own, opened {N_PAIRS} times for a buffer each.)",
+        f"unpatched build is in a process of its own, opened {N_PAIRS} times for a buffer each.)"
+        + (" One thread: seconds are the processor's." if is_counted else ""),
         table(["cache", "depth", "against", "depth", "ratio", "buffers"], rows),
     ]
 

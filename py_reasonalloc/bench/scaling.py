@@ -55,6 +55,15 @@ def n_cells(depth: int, n_tokens: int) -> int:
     return -(-n // _CELLS) * _CELLS
 
 
+def _rows(first: dict[str, Any], last: dict[str, Any], n_timed: int) -> tuple[float, int]:
+    """Return the bytes of a cached token, and those of a cache that do not grow (windows)."""
+    n_first, n_last = (n_cells(line["depth"], n_timed) for line in (first, last))
+    if n_first == n_last:
+        return last["cache_bytes"] / n_last, 0
+    row_bytes = (last["cache_bytes"] - first["cache_bytes"]) / (n_last - n_first)
+    return row_bytes, max(round(first["cache_bytes"] - row_bytes * n_first), 0)
+
+
 def _budget_line(lines: Iterable[dict[str, Any]], settings: Settings) -> Line | None:
     """Fit ms to the mean tokens cached between compressions, over budgets."""
     return fit(
@@ -88,8 +97,8 @@ def scale(summary: dict[str, list[dict[str, Any]]], settings: Settings) -> dict[
     if curve is None or curve.a <= 0 or curve.b <= 0:
         return None
     stock = max(lines, key=lambda line: line["depth"])
-    row_bytes = stock["cache_bytes"] / n_cells(stock["depth"], n_timed)
-    fixed = stock["weights_bytes"] + stock["compute_bytes"]
+    row_bytes, constant = _rows(min(lines, key=lambda line: line["depth"]), stock, n_timed)
+    fixed = stock["weights_bytes"] + stock["compute_bytes"] + constant
     budgets = {line["arm"]: line for line in summary["decode"] if line["limit_depth"] is not None}
     machines = []
     for gigabytes in MEMORIES_GB:

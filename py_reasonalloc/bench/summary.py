@@ -151,7 +151,10 @@ def _memory(rows: Sequence[Row]) -> dict[str, Any]:
     names = ("weights", "cache", "window", "scratch", "compute")
     memory: dict[str, Any] = {f"{name}_bytes": row[f"{name}_bytes"] for name in names}
     n_slots = 0 if row["budget"] is None else row["budget"] + row["buffer"]
-    memory["cache_bytes_formula"] = n_slots * row["row_bytes"] if n_slots else None
+    memory["swa_bytes"] = row.get("swa_bytes")
+    memory["cache_bytes_formula"] = (
+        n_slots * row["row_bytes"] + (row.get("swa_bytes") or 0) if n_slots else None
+    )
     told = [r for r in rows if r["rss_peak_bytes"] is not None]
     memory["rss_peak_bytes"] = max((r["rss_peak_bytes"] for r in told), default=None)
     for name, key in (("over_model", "rss_peak_bytes"), ("full_batch", "rss_full_batch_bytes")):

@@ -6,7 +6,8 @@ same shape, type and seed give the same file, byte for byte.
 
 Tensor types follow llama-quantize: "q4_0" keeps the output matrix in q6_K, "q4_k_m" takes q6_K for
 that and for half of the V and down projections. Rows that are no multiple of 256 values take q8_0
-and q4_0 instead of q6_K and q4_K.
+and q4_0 instead of q6_K and q4_K. The experts of gpt-oss are in MXFP4, as published, and routers
+in f32.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
 from ..engine.errors import ModelFileError
 from ..engine.tempfiles import remove_stale, temporary_file
+from .blocks import FILL, Floats
 from .shapes import ModelShape
 
 WEIGHTS = ("q4_0", "q8_0", "q4_k_m", "f16")
@@ -34,9 +35,6 @@ FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _SLACK_BYTES = 64 << 20  # header, vocabulary, and room for others on the disk
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 
 
 class TensorPlan(NamedTuple):
@@ -54,6 +52,8 @@ class TensorPlan(NamedTuple):
         Standard deviation of the values (of each row); of a vector, around `mean`.
     mean : float
         Of a vector.
+    n_expert : int
+        Experts whose rows these are, one after another; 0: a matrix or vector of its own.
     """
 
     name: str
@@ -62,6 +62,14 @@ class TensorPlan(NamedTuple):
     kind: Kind
     std: float | Floats
     mean: float = 0.0
+    n_expert: int = 0
+
+    @property
+    def n_outer(self) -> list[int]:
+        """Dimensions but the last."""
+        if self.n_expert in (0, self.n_rows):
+            return [self.n_rows] if self.n_rows > 0 else []
+        return [self.n_expert, self.n_rows // self.n_expert]
 
     @property
     def row_bytes(self) -> int:
@@ -73,57 +81,6 @@ class TensorPlan(NamedTuple):
     def n_bytes(self) -> int:
         """Bytes of the whole tensor, without padding."""
         return max(self.n_rows, 1) * self.row_bytes
-
-
-# --- blocks ----------------------------------------------------------------------------------
-# Each function fills [n_blocks, block bytes] from random bits; std: [n_blocks], of the values.
-
-_N_QUANTILES = 256  # one random byte each
-
-
-def _random(rng: np.random.Generator, *shape: int) -> Bytes:
-    return np.frombuffer(rng.bytes(int(np.prod(shape))), np.uint8).reshape(shape)
-
-
-def _half(values: Floats) -> Bytes:
-    return values.astype("<f2")[:, None].view(np.uint8)
-
-
-def _q4_0(rng: np.random.Generator, std: Floats) -> Bytes:
-    """Value d (q - 8), q uniform in 0..15: standard deviation 4.61 d."""
-    return np.hstack([_half(std / 4.61), _random(rng, len(std), 16)])
-
-
-def _q8_0(rng: np.random.Generator, std: Floats) -> Bytes:
-    """Value d q, q uniform in -128..127: standard deviation 73.9 d."""
-    return np.hstack([_half(std / 73.9), _random(rng, len(std), 32)])
-
-
-def _q4_k(rng: np.random.Generator, std: Floats) -> Bytes:
-    """Value d s q - m t, s and t uniform in 0..63, q in 0..15; with m = 7.5 d the mean is 0."""
-    d = std / 256.1
-    return np.hstack([_half(d), _half(7.5 * d), _random(rng, len(std), 12 + 128)])
-
-
-def _q6_k(rng: np.random.Generator, std: Floats) -> Bytes:
-    """Value d s (q - 32), s uniform in -128..127, q in 0..63: standard deviation 1366 d."""
-    return np.hstack([_random(rng, len(std), 128 + 64 + 16), _half(std / 1366.0)])
-
-
-def _f16(rng: np.random.Generator, std: Floats) -> Bytes:
-    """Quantiles of a bell curve (the logistic one), drawn uniformly; blocks of one value."""
-    ranks = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES
-    quantiles = np.log(ranks / (1.0 - ranks))
-    return _half((quantiles / quantiles.std())[_random(rng, len(std))] * std)
-
-
-_FILL: dict[Kind, Callable[[np.random.Generator, Floats], Bytes]] = {
-    Kind.Q4_0: _q4_0,
-    Kind.Q8_0: _q8_0,
-    Kind.Q4_K: _q4_k,
-    Kind.Q6_K: _q6_k,
-    Kind.F16: _f16,
-}
 
 
 def tensor_chunks(plan: TensorPlan, seed: int) -> Iterator[bytes]:
@@ -139,7 +96,7 @@ def tensor_chunks(plan: TensorPlan, seed: int) -> Iterator[bytes]:
     step = max(_CHUNK_BYTES // plan.row_bytes, 1)
     for first in range(0, plan.n_rows, step):
         blocks = np.repeat(std[first : first + step], n_blocks)
-        yield _FILL[plan.kind](rng, blocks).tobytes()
+        yield FILL[plan.kind](rng, blocks).tobytes()
 
 
 # --- tensors ---------------------------------------------------------------------------------
@@ -162,42 +119,86 @@ def _kind(weights: str, role: str, il: int, shape: ModelShape, n_cols: int) -> K
 def plan_tensors(shape: ModelShape, weights: str) -> list[TensorPlan]:
     """Return the tensors of a model, in the order of the file."""
     n_embd = shape.n_embd
+    role = "output" if shape.is_tied else ""
+    plans = [_matrix(shape, weights, "token_embd", shape.n_vocab, n_embd, role, gain=n_embd**0.5)]
+    for il in range(shape.n_layer):
+        plans += _attention(shape, weights, il)
+        plans += _experts(shape, weights, il) if shape.n_expert else _dense(shape, weights, il)
+    plans.append(_norm("output_norm", n_embd))
+    if not shape.is_tied:
+        plans.append(_matrix(shape, weights, "output", shape.n_vocab, n_embd, "output", gain=3.0))
+    return plans
+
+
+def _matrix(
+    shape: ModelShape,
+    weights: str,
+    name: str,
+    n_rows: int,
+    n_cols: int,
+    role: str = "",
+    il: int = -1,
+    gain: Any = 1.0,
+) -> TensorPlan:
+    kind = _kind(weights, role, il, shape, n_cols)
+    return TensorPlan(f"{name}.weight", n_rows, n_cols, kind, gain / n_cols**0.5)
+
+
+def _norm(name: str, n: int) -> TensorPlan:
+    return TensorPlan(f"{name}.weight", 0, n, Kind.F32, 0.1, 1.0)
+
+
+def _attention(shape: ModelShape, weights: str, il: int) -> list[TensorPlan]:
+    at, n_embd = f"blk.{il}", shape.n_embd
     n_q, n_kv = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
     # every KV head looks more or less sharply than the others: heads of a model differ, too
     gains = np.repeat(np.linspace(0.5, 2.5, shape.n_head_kv), shape.head_dim)
+    plans = [
+        _norm(f"{at}.attn_norm", n_embd),
+        _matrix(shape, weights, f"{at}.attn_q", n_q, n_embd, gain=1.5),
+        _matrix(shape, weights, f"{at}.attn_k", n_kv, n_embd, gain=gains),
+        _matrix(shape, weights, f"{at}.attn_v", n_kv, n_embd, "v", il),
+        _matrix(shape, weights, f"{at}.attn_output", n_embd, n_q),
+        _norm(f"{at}.{'post_attention' if shape.arch == 'gpt-oss' else 'ffn'}_norm", n_embd),
+    ]
+    biases = [("q", n_q), ("k", n_kv), ("v", n_kv)]
+    if shape.arch == "qwen3moe":
+        plans += [_norm(f"{at}.attn_{x}_norm", shape.head_dim) for x in "qk"]
+    if shape.arch == "gpt-oss":
+        plans.append(TensorPlan(f"{at}.attn_sinks.weight", 0, shape.n_head, Kind.F32, 1.0))
+        biases.append(("output", n_embd))
+    if shape.arch in ("qwen2", "gpt-oss"):
+        plans += [TensorPlan(f"{at}.attn_{x}.bias", 0, n, Kind.F32, 0.1) for x, n in biases]
+    return plans
 
-    def matrix(
-        name: str, n_rows: int, n_cols: int, role: str = "", il: int = -1, gain: Any = 1.0
-    ) -> TensorPlan:
-        kind = _kind(weights, role, il, shape, n_cols)
-        return TensorPlan(f"{name}.weight", n_rows, n_cols, kind, gain / n_cols**0.5)
 
-    def norm(name: str) -> TensorPlan:
-        return TensorPlan(f"{name}.weight", 0, n_embd, Kind.F32, 0.1, 1.0)
+def _dense(shape: ModelShape, weights: str, il: int) -> list[TensorPlan]:
+    at, n_embd, n_ff = f"blk.{il}", shape.n_embd, shape.n_ff
+    return [
+        _matrix(shape, weights, f"{at}.ffn_gate", n_ff, n_embd),
+        _matrix(shape, weights, f"{at}.ffn_up", n_ff, n_embd),
+        _matrix(shape, weights, f"{at}.ffn_down", n_embd, n_ff, "down", il),
+    ]
 
-    role = "output" if shape.is_tied else ""
-    plans = [matrix("token_embd", shape.n_vocab, n_embd, role, gain=n_embd**0.5)]
-    for il in range(shape.n_layer):
-        at = f"blk.{il}"
-        plans += [
-            norm(f"{at}.attn_norm"),
-            matrix(f"{at}.attn_q", n_q, n_embd, gain=1.5),
-            matrix(f"{at}.attn_k", n_kv, n_embd, gain=gains),
-            matrix(f"{at}.attn_v", n_kv, n_embd, "v", il),
-            matrix(f"{at}.attn_output", n_embd, n_q),
-            norm(f"{at}.ffn_norm"),
-            matrix(f"{at}.ffn_gate", shape.n_ff, n_embd),
-            matrix(f"{at}.ffn_up", shape.n_ff, n_embd),
-            matrix(f"{at}.ffn_down", n_embd, shape.n_ff, "down", il),
-        ]
-        if shape.arch == "qwen2":
-            plans += [
-                TensorPlan(f"{at}.attn_{x}.bias", 0, n, Kind.F32, 0.1)
-                for x, n in (("q", n_q), ("k", n_kv), ("v", n_kv))
-            ]
-    plans.append(norm("output_norm"))
-    if not shape.is_tied:
-        plans.append(matrix("output", shape.n_vocab, n_embd, "output", gain=3.0))
+
+def _experts(shape: ModelShape, weights: str, il: int) -> list[TensorPlan]:
+    n, n_embd, n_ff = shape.n_expert, shape.n_embd, shape.n_ff
+    at = f"blk.{il}.ffn"
+    router = TensorPlan(f"{at}_gate_inp.weight", n, n_embd, Kind.F32, n_embd**-0.5)
+    plans = [router]
+    if shape.arch == "gpt-oss":
+        plans.append(TensorPlan(f"{at}_gate_inp.bias", 0, n, Kind.F32, 0.1))
+    for name, n_out, n_in, role in (
+        ("gate", n_ff, n_embd, ""),
+        ("up", n_ff, n_embd, ""),
+        ("down", n_embd, n_ff, "down"),
+    ):
+        plan = _matrix(shape, weights, f"{at}_{name}_exps", n * n_out, n_in, role, il)
+        kind = Kind.MXFP4 if shape.arch == "gpt-oss" else plan.kind
+        plans.append(plan._replace(kind=kind, n_expert=n))
+        if shape.arch == "gpt-oss":
+            bias = TensorPlan(f"{at}_{name}_exps.bias", n, n_out, Kind.F32, 0.1, n_expert=n)
+            plans.append(bias)
     return plans
 
 
@@ -213,6 +214,10 @@ def _byte_symbols() -> list[str]:
     return [symbols[byte] for byte in range(256)]
 
 
+#: How llama.cpp cuts text before byte-level BPE.
+_SPLITS = {"qwen2": "qwen2", "qwen3moe": "qwen2", "llama": "llama-bpe", "gpt-oss": "gpt-4o"}
+
+
 def _add_tokenizer(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     """Byte-level BPE: two control tokens, the 256 bytes, one merge, and names for the rest."""
     symbols = ["<s>", "</s>", *_byte_symbols(), "ĠĠ"]
@@ -221,7 +226,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     kinds = [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (n_named - 2)
     kinds += [gguf.TokenType.UNUSED] * (shape.n_vocab - n_named)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2" if shape.arch == "qwen2" else "llama-bpe")
+    writer.add_tokenizer_pre(_SPLITS[shape.arch])
     writer.add_token_list(symbols)
     writer.add_token_types(kinds)
     writer.add_token_merges(["Ġ Ġ"])
@@ -252,6 +257,12 @@ def _add_parameters(writer: gguf.GGUFWriter, name: str, shape: ModelShape, weigh
     if shape.n_head * shape.head_dim != shape.n_embd:
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
+    if shape.n_expert:
+        writer.add_expert_count(shape.n_expert)
+        writer.add_expert_used_count(shape.n_expert_used)
+        writer.add_expert_feed_forward_length(shape.n_ff)
+    if shape.n_window:
+        writer.add_sliding_window(shape.n_window)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(shape.norm_eps)
@@ -327,9 +338,8 @@ def _write(
         _add_tokenizer(writer, shape)
         for plan in plans:
             # the shape of quantised tensors is given in bytes
-            n_rows = [plan.n_rows] if plan.n_rows > 0 else []
             is_float = plan.kind in (Kind.F32, Kind.F16)
-            dims = [*n_rows, plan.n_cols if is_float else plan.row_bytes]
+            dims = [*plan.n_outer, plan.n_cols if is_float else plan.row_bytes]
             dtype = np.dtype({Kind.F32: np.float32, Kind.F16: np.float16}.get(plan.kind, np.uint8))
             writer.add_tensor_info(plan.name, dims, dtype, plan.n_bytes, raw_dtype=plan.kind)
         writer.write_header_to_file()

@@ -47,6 +47,11 @@ _MAX_TOKENS = 1 << 20
     help="Type of the random weights.  [default: q4_0]",
 )
 @click.option(
+    "--layers",
+    type=click.IntRange(min=1),
+    help="So many of the shape's layers, where memory does not hold all.  [default: all]",
+)
+@click.option(
     "--depths", metavar="N,N,...", help=f"Tokens decoded before.  [default: {_DEFAULTS['depths']}]"
 )
 @click.option(
@@ -230,7 +235,9 @@ def _settings(arguments: dict[str, Any]) -> Settings:
     budget_arms(Settings(model=Path(), **{**options, "splits": ("even",)}))
     for attention in options["attention"]:
         BudgetConfig(attention=attention)
-    settings = Settings(model=open_model(arguments["shape"], arguments["weights"]), **options)
+    settings = Settings(
+        model=open_model(arguments["shape"], arguments["weights"], arguments["layers"]), **options
+    )
     budget_arms(settings)
     return settings
 
@@ -269,6 +276,8 @@ def _run(arguments: dict[str, Any], settings: Settings) -> int:
 
     weights = None if arguments["shape"] not in SHAPES else arguments["weights"] or DEFAULT_WEIGHTS
     shape = Path(arguments["shape"]).name
+    if arguments["layers"] is not None:
+        shape += f", {arguments['layers']} of its {SHAPES[shape].n_layer} layers"
     rows: list[Row] = []
     is_interrupted = False
     others = [

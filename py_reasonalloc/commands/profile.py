@@ -63,9 +63,8 @@ RECOMMEND_KL = 0.1
 )
 @click.option(
     "--curves/--no-curves",
-    default=True,
-    show_default=True,
-    help="Measure the error curves of the KV heads, too.",
+    default=None,
+    help="Measure the error curves of the KV heads, too.  [default: where attention allows it]",
 )
 @click.option(
     "--text",
@@ -161,6 +160,7 @@ def _calibrate(arguments: dict[str, Any]) -> int:
     from ..profile.plot import save_picture, terminal_plot
     from ..run.calibrate import Settings, measure
     from ..run.probes import default_prompts, read_prompts
+    from ..run.streams import NoCurvesError
     from ..session.generate import Sampling
 
     settings = Settings(
@@ -171,7 +171,7 @@ def _calibrate(arguments: dict[str, Any]) -> int:
         n_threads=arguments["threads"] or 0,
         n_gpu_layers=arguments["gpu_layers"],
         raw=arguments["raw"],
-        curves=arguments["curves"],
+        curves=arguments["curves"] is not False,
         buffer=_buffer(arguments),
     )
     if arguments["texts"] and not settings.curves:
@@ -191,7 +191,14 @@ def _calibrate(arguments: dict[str, Any]) -> int:
         check_target(_target(arguments))
     name = identity.families[0] if output is None else path_text(Path(output).stem)
     texts = [read_text(path, "text") for path in arguments["texts"]]
-    profile = measure(model, prompts, settings, name, _command(arguments), texts)
+    try:
+        profile = measure(model, prompts, settings, name, _command(arguments), texts)
+    except NoCurvesError as error:  # raised by the first prompt: little is lost
+        if arguments["curves"] is not None or texts:
+            raise
+        click.echo(f"no error curves: {str(error).split(':')[0]}", err=True)
+        arguments["curves"], settings = False, replace(settings, curves=False)
+        profile = measure(model, prompts, settings, name, _command(arguments), texts)
     is_missing = False
     if arguments["recommend"]:
         profile = _recommend(arguments, profile)
@@ -284,7 +291,7 @@ def _command(arguments: dict[str, Any]) -> str:
     words += [f"--{name}={arguments[name]}" for name in ("steps", "rho", "seed", "temp")]
     if arguments["horizon"] > 0:
         words.append(f"--horizon={arguments['horizon']}")
-    if arguments["curves"]:
+    if arguments["curves"] is not False:
         words.append(f"--buffer={_buffer(arguments)}")
         words += [f"--text={Path(text).name}" for text in arguments["texts"]]
     else:

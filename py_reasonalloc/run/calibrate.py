@@ -109,13 +109,19 @@ class Settings:
         check_int("steps", self.steps, 1, 1 << 20)
         check_float("rho", self.rho, 1e-6, 1.0)
         check_int("horizon", self.horizon, 0, 1 << 20)
-        if self.horizon > 0 and 2 * self.steps < 3 * self.horizon:
+        if self.steps < self.least_tokens():
             raise ConfigError(
                 f"steps = {self.steps} is too few for a horizon of {self.horizon}: the first one "
                 "only fills the cache"
             )
         check_int("seed", self.sampling.seed, 0, 2**32 - 2 - MAX_PROMPTS)
         check_int("buffer", self.buffer, 1, 4096)
+
+    def least_tokens(self) -> int:
+        """Return the tokens that a text must have: the first horizon only fills the cache, half of
+        a second one counts, and the last token is not decoded.
+        """
+        return self.horizon + -(-self.horizon // 2) + 1
 
     def work(self, n_prompts: int, n_texts: int = 0) -> int:
         """Return what `calibrate` reports to its `progress` in all."""
@@ -154,7 +160,7 @@ def calibrate(
     ContextFullError
         A prompt does not fit into the model's context.
     UnsupportedError
-        The model cannot have a budgeted cache, or shows no attention.
+        The model cannot have a budgeted cache, shows no attention, or ends every text too early.
     ModelFileError
         The file is not a model that can be loaded.
     """
@@ -173,6 +179,12 @@ def calibrate(
             f"a probe prompt has {n_longest} tokens, but the context ends at {n_trained}"
         )
     n_ctx = min(n_longest + settings.steps, n_trained or n_longest + settings.steps)
+    n_room = n_ctx - min(map(len, encoded))
+    if n_room < settings.least_tokens():
+        raise ContextFullError(
+            f"a horizon of {settings.horizon} needs a text of {settings.least_tokens()} tokens, "
+            f"but the context ends at {n_trained}, {n_room} after the shortest prompt"
+        )
     per_layer = budgeted_heads(model_path, identity.n_layer)
     recorder = StreamRecorder(per_layer) if settings.curves else None
     centres = CentreMeter(per_layer, identity.head_dim)
@@ -198,14 +210,18 @@ def calibrate(
         status = c.ra_model_supported(llama.model, kind, kind)
         if status != c.RA_STATUS_OK:
             raise error_from_status(status, f"{model_path}: {c.last_error()}")
+        n_most = 0  # steps of the longest text
         for i, tokens in enumerate(encoded):
+            n_before = meter.n_steps.copy()
             _decode(llama, tokens, settings, i, progress)
+            n_most = max(n_most, int((meter.n_steps - n_before).max()))
             replay(llama)
         for tokens in pieces if settings.curves else []:
             llama.clear()
             meter.start(len(tokens), is_counted=False)
             llama.eval(tokens)
             replay(llama)
+    _check_measured(meter, settings, n_most)
     profile = _profile(identity, per_layer, meter, settings, len(prompts), name, command)
     if recorder is None:
         return profile
@@ -261,6 +277,22 @@ def _decode(
     progress(settings.steps - n_done)
 
 
+def _check_measured(meter: DemandMeter, settings: Settings, n_most: int) -> None:
+    """Raise UnsupportedError if nothing was; `n_most`: decode steps of the longest text."""
+    if meter.demand().max(initial=0.0) > 0.0:
+        return
+    if 0 < n_most + 1 < settings.least_tokens():
+        raise UnsupportedError(
+            f"nothing was measured: a horizon of {settings.horizon} needs a text of "
+            f"{settings.least_tokens()} tokens, and the longest ended after {n_most + 1} "
+            f"(--horizon {2 * n_most // 3} would do)"
+        )
+    raise UnsupportedError(
+        "nothing was measured: the model ended every text at once, or has no attention that can "
+        "be seen"
+    )
+
+
 def _profile(
     identity: ModelIdentity,
     per_layer: list[int],
@@ -271,11 +303,6 @@ def _profile(
     command: str,
 ) -> Profile:
     demand = meter.demand()
-    if demand.max(initial=0.0) == 0.0:
-        raise UnsupportedError(
-            "nothing was measured: the model ended every text at once (or before a horizon's end), "
-            "or has no attention that can be seen"
-        )
     family = identity.families[0]
     return Profile(
         name=name or family,

@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from llama_cpp import llama_cpp as bindings
+
 from ..engine.stats import engine_stats
 from ..session.reason_llama import ReasonLlama
 from .options import Plan, RunOptions, session_arguments
@@ -52,8 +54,11 @@ class DryRun:
     layer_capacity : tuple of tuple of int
         Tokens that each head of each layer can hold of one text. Empty for the stock cache.
     full_kv_bytes, full_compute_bytes : int
-        The stock cache for `n_samples` texts of `n_tokens` tokens, and the compute buffers that go
-        with it.
+        The stock cache for `n_samples` texts of `n_tokens` tokens, as `llama_cpp.Llama` makes it by
+        default, and the compute buffers that go with it.
+    short_kv_bytes : int
+        The same cache with ``swa_full=False``, as llama.cpp's own programs make it: layers with a
+        sliding window keep little more than it. Without such layers it is `full_kv_bytes`.
     n_samples : int
         Texts side by side; all bytes are those of all of them.
     """
@@ -71,6 +76,7 @@ class DryRun:
     layer_capacity: tuple[tuple[int, ...], ...]
     full_kv_bytes: int
     full_compute_bytes: int
+    short_kv_bytes: int
     n_samples: int = 1
 
 
@@ -85,6 +91,11 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
     stock = dataclasses.replace(options, config=None)
     with _open(stock, plan, plan.n_longest) as llama:
         full = llama.memory_use()
+        has_windows = bindings.llama_model_n_swa(llama.model) > 0
+    short_kv_bytes = full.context_bytes
+    if has_windows:
+        with _open(stock, plan, plan.n_longest, swa_full=False) as llama:
+            short_kv_bytes = llama.memory_use().context_bytes
     if options.config is None:
         with _open(options, plan, plan.n_ctx) as llama:
             use = llama.memory_use()
@@ -120,10 +131,11 @@ def dry_run(options: RunOptions, plan: Plan) -> DryRun:
         layer_capacity=capacity,
         full_kv_bytes=full.context_bytes,
         full_compute_bytes=full.compute_bytes,
+        short_kv_bytes=short_kv_bytes,
         n_samples=options.n_samples,
     )
 
 
-def _open(options: RunOptions, plan: Plan, n_ctx: int) -> EmptyLlama:
+def _open(options: RunOptions, plan: Plan, n_ctx: int, **others: Any) -> EmptyLlama:
     arguments = session_arguments(options, plan, n_ctx)
-    return EmptyLlama(**{**arguments, "use_mmap": False, "use_mlock": False})
+    return EmptyLlama(**{**arguments, "use_mmap": False, "use_mlock": False, **others})

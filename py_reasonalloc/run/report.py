@@ -111,8 +111,13 @@ def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None)
         out.append("cache by layer (tokens that each KV head can hold)")
         for il, (n_bytes, heads) in enumerate(zip(result.layer_bytes, result.layer_capacity)):
             out.append(_row(f"  layer {il}", n_bytes) + "  " + _capacities(heads))
-    full = f"full cache for {times}{result.n_tokens} tokens"
-    out.append(_row(full, result.full_kv_bytes))
+    full = _row(f"full cache for {times}{result.n_tokens} tokens", result.full_kv_bytes)
+    if result.short_kv_bytes == result.full_kv_bytes:
+        out.append(full)
+    else:  # llama.h's default keeps windows as long as the context, llama.cpp's programs do not
+        out.append(full + "  swa_full=True, the default of llama_cpp.Llama")
+        short = _row("  with windows as long as needed", result.short_kv_bytes)
+        out.append(short + "  swa_full=False, the default of llama-cli")
     out.append(_row("  its compute buffers", result.full_compute_bytes))
     return "\n".join(out)
 

@@ -25,6 +25,10 @@ N_FIRST = 4
 Floats = npt.NDArray[np.float32]
 
 
+class NoCurvesError(UnsupportedError):
+    """Error curves of this model cannot be measured; everything else can."""
+
+
 class Stream(NamedTuple):
     """One layer's text.
 
@@ -104,7 +108,7 @@ class StreamRecorder:
         logits = _required(ggml.source(soft_max, 0))
         is_plain = ggml.tensor_name(logits) == b"kq-%d" % il and ggml.source(soft_max, 2) is None
         if not is_plain or ggml.parameter_f32(soft_max, 1) != 0.0:
-            raise UnsupportedError(
+            raise NoCurvesError(
                 "attention with sinks, capped logits or ALiBi: error curves cannot be measured "
                 "(reasonalloc-profile --no-curves leaves them out)"
             )
@@ -141,11 +145,11 @@ class StreamRecorder:
 
         Raises
         ------
-        UnsupportedError
+        NoCurvesError
             The graph does not show it.
         """
         if np.any((self._n_norm == 0) & (np.array(self._n_head_kv) > 0)):
-            raise UnsupportedError(
+            raise NoCurvesError(
                 "the model's graph does not show its residual stream: error curves cannot be "
                 "measured (reasonalloc-profile --no-curves leaves them out)"
             )
@@ -154,7 +158,7 @@ class StreamRecorder:
 
 def _required(tensor: Any) -> int:
     if tensor is None:
-        raise UnsupportedError(
+        raise NoCurvesError(
             "attention of another shape than expected "
             "(reasonalloc-profile --no-curves leaves it out)"
         )
@@ -165,7 +169,7 @@ def _cached(tensor: int) -> ggml.View:
     """Return where keys or values lie; refuse a copy of them, which is gone after the step."""
     view = ggml.view_of(tensor)
     if view.root == tensor:
-        raise UnsupportedError(
+        raise NoCurvesError(
             "latent attention (MLA): error curves cannot be measured "
             "(reasonalloc-profile --no-curves leaves them out)"
         )

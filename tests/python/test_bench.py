@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def test_repeated_rows_are_those_that_were_decoded(make_gguf, tmp_path, kv_type)
         path = str(tmp_path / "state").encode()
         tokens = (fill.bindings.llama_token * 1)()
         assert fill.bindings.llama_state_seq_save_file(engine.ctx, path, 0, tokens, 0)
-        pieces = [rows for _, rows in fill._pieces((tmp_path / "state").read_bytes(), start)]
+        [(_, found)] = fill._caches((tmp_path / "state").read_bytes(), start)
+        pieces = [rows for _, rows in found]
         assert len(pieces) == 1 + 2 * 2  # K and V of 2 layers
         for rows in pieces[1:]:
             n_bytes = len(rows) // start
@@ -59,6 +61,49 @@ def test_repeated_rows_are_those_that_were_decoded(make_gguf, tmp_path, kv_type)
         engine.read(depth - start, start)
         assert len(engine.step(4, depth)) == 4
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def test_windows_get_their_latest_rows(make_gguf, tmp_path) -> None:
+    """Gemma 3 with six layers: five have a window of 64 tokens, the last one grows."""
+    path = make_gguf(arch="gemma3", n_layer=6)
+    depth = 1000
+    with Engine(job_of(path, Arm("stock", n_ubatch=16), tmp_path, depth=depth)) as engine:
+        engine.open_context(2048)
+        start = fill.skip(engine)
+        assert start == depth - 128
+        saved = str(tmp_path / "state").encode()
+        tokens = (fill.bindings.llama_token * 1)()
+        assert fill.bindings.llama_state_seq_save_file(engine.ctx, saved, 0, tokens, 0)
+        full, windows = fill._caches((tmp_path / "state").read_bytes(), start)
+        assert (full[0], windows[0]) == (start, 64)  # what the window hides is not saved
+        assert (len(full[1]), len(windows[1])) == (1 + 2, 1 + 2 * 5)
+        engine.read(depth - start, start)
+        engine.step(4, depth)
+        engine.take_back(depth)
+        assert len(engine.step(4, depth)) == 4
+        n_bytes = engine.sizes()["cache_bytes"]
+    n_row = 2 * 2 * 32 * 2  # K and V of two heads of 32 values, f16
+    assert n_bytes == n_row * (2048 + 5 * 256)
+
+
+def test_one_thread_in_turns_is_timed_by_the_processor(make_gguf, tmp_path) -> None:
+    turns = dataclasses.replace(job_of(make_gguf(), STOCK, tmp_path), kind="turns")
+    for job, clock in (
+        (turns, time.process_time),
+        (dataclasses.replace(turns, n_threads=2), time.perf_counter),
+        (dataclasses.replace(turns, kind="decode"), time.perf_counter),
+    ):
+        with Engine(job) as engine:
+            assert engine._clock() is clock
+
+
+def test_the_cache_of_a_budget_counts_windows(make_gguf, tmp_path) -> None:
+    path = make_gguf(arch="gemma3", n_layer=6)
+    found = run_job(job_of(path, OURS, tmp_path, depth=300, n_tokens=16))
+    n_row = 2 * 2 * 32 * 2
+    assert found["row_bytes"] == n_row
+    assert found["swa_bytes"] == 5 * 256 * n_row
+    assert found["cache_bytes"] == (32 + 16) * n_row + found["swa_bytes"]
 
 
 def test_rows_of_another_layout_are_refused(make_gguf, tmp_path) -> None:
@@ -300,8 +345,8 @@ def test_short_run(bench, tmp_path) -> None:
         (line["arm"], line["depth"], line["against_depth"]) for line in report["summary"]["turns"]
     ]
     assert turns == [
-        *(("budget 48", 300, depth) for depth in (64, 0)),
-        *(("budget 48 uneven", 300, depth) for depth in (64, 0)),
+        *(("budget 48", 300, depth) for depth in (300, 64, 0)),
+        *(("budget 48 uneven", 300, depth) for depth in (300, 64, 0)),
     ]
     titles = ("## Decoding", "## Memory", "## Decoding in turns", "## Prompts", "## Loading")
     for title in titles:

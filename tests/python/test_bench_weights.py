@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from py_reasonalloc import ModelFileError, ReasonLlama
+from py_reasonalloc import ConfigError, ModelFileError, ReasonLlama
 from py_reasonalloc.bench import weights
-from py_reasonalloc.bench.models import cached_path, model_file
-from py_reasonalloc.bench.shapes import SHAPES
+from py_reasonalloc.bench.blocks import FILL
+from py_reasonalloc.bench.models import cached_path, model_file, open_model
+from py_reasonalloc.bench.shapes import SHAPES, ModelShape
 from py_reasonalloc.bench.weights import (
     WEIGHTS,
     TensorPlan,
@@ -32,9 +33,22 @@ DEMO = SHAPES["demo"]
 WIDE = dataclasses.replace(DEMO, n_layer=8, n_ff=512, is_tied=False)
 
 
+def narrow(name: str) -> ModelShape:
+    """Return a shape with the pattern of a large one and few values."""
+    widths = {"n_layer": 4, "n_embd": 256, "n_ff": 288, "n_vocab": 400, "n_head": 8}
+    more = {"n_head_kv": 4, "head_dim": 32, "n_expert": 8, "n_expert_used": 2}
+    return dataclasses.replace(SHAPES[name], **widths, **more)
+
+
 @pytest.mark.parametrize(
     ("name", "n_billion"),
-    [("r1-qwen-1.5b", 1.777), ("r1-llama-8b", 8.030), ("r1-qwen-14b", 14.770)],
+    [
+        ("r1-qwen-1.5b", 1.777),
+        ("r1-llama-8b", 8.030),
+        ("r1-qwen-14b", 14.770),
+        ("gpt-oss-20b", 20.915),
+        ("qwen3-30b-a3b", 30.532),
+    ],
 )
 def test_shapes_have_the_published_number_of_parameters(name, n_billion) -> None:
     plans = plan_tensors(SHAPES[name], "f16")
@@ -48,11 +62,15 @@ def test_shapes_have_the_published_number_of_parameters(name, n_billion) -> None
         ("r1-qwen-1.5b", "DeepSeek-R1-Distill-Qwen-1.5B"),
         ("r1-llama-8b", "DeepSeek-R1-Distill-Llama-8B"),
         ("r1-qwen-14b", "DeepSeek-R1-Distill-Qwen-14B"),
+        ("gpt-oss-20b", "gpt-oss-20b"),
+        ("qwen3-30b-a3b", "Qwen3-30B-A3B"),
     ],
 )
 def test_shapes_agree_with_the_table_of_sizes(name, long_name) -> None:
     shape = SHAPES[name]
-    assert CACHE_SHAPES[long_name][:3] == (shape.n_layer, shape.n_head_kv, shape.head_dim)
+    n_grown = shape.n_layer // shape.window_period
+    assert CACHE_SHAPES[long_name][:3] == (n_grown, shape.n_head_kv, shape.head_dim)
+    assert CACHE_SHAPES[long_name].n_layer_window == shape.n_layer - n_grown
 
 
 def test_the_demo_shape_is_that_of_the_shipped_model(demo_model) -> None:
@@ -73,13 +91,14 @@ def test_the_demo_shape_is_that_of_the_shipped_model(demo_model) -> None:
     assert {t.name for t in reader.tensors} == {p.name for p in plan_tensors(DEMO, "q8_0")}
 
 
-@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0, Kind.Q4_K, Kind.Q6_K, Kind.F16])
+@pytest.mark.parametrize("kind", [*FILL])
 def test_values_have_the_planned_deviation(kind) -> None:
     std = np.linspace(0.01, 0.02, 300)
     plan = TensorPlan("x", 300, 512, kind, std)
     data = b"".join(tensor_chunks(plan, 7))
     assert len(data) == plan.n_bytes
-    raw = np.frombuffer(data, np.float16 if kind == Kind.F16 else np.uint8).reshape(300, -1)
+    floats = {Kind.F16: np.float16, Kind.F32: np.float32}
+    raw = np.frombuffer(data, floats.get(kind, np.uint8)).reshape(300, -1)
     values = gguf.quants.dequantize(raw, kind).astype(np.float64)
     assert values.shape == (300, 512)
     assert np.isfinite(values).all()
@@ -102,6 +121,44 @@ def test_llama_cpp_loads_it_and_logits_are_finite(tmp_path, kind) -> None:
         assert llama.detokenize(llama.tokenize(b"any \xc3\xa4 text")) == b"any \xc3\xa4 text"
 
 
+@pytest.mark.parametrize("kind", ["q4_0", "f16"])
+@pytest.mark.parametrize(
+    ("name", "heads"), [("gpt-oss-20b", [0, 4, 0, 4]), ("qwen3-30b-a3b", [4, 4, 4, 4])]
+)
+def test_shapes_with_experts_load(tmp_path, name, heads, kind) -> None:
+    """And layers with a window are those that llama.cpp takes for such."""
+    path = tmp_path / "m.gguf"
+    write_model(path, name, narrow(name), kind)
+    with ReasonLlama(path, budget=32, buffer=16, n_ctx=256, n_threads_batch=1) as llama:
+        assert [len(layer) for layer in llama.kv_stats().layers] == heads
+        llama.eval(llama.tokenize(b"some text that is read" * 4))
+        logits = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(llama.n_vocab(),))
+        assert np.isfinite(logits).all()
+        assert 0.1 < logits.std() < 100.0
+    reader = gguf.GGUFReader(path)
+    arch = reader.fields["general.architecture"].contents()
+    assert reader.fields[f"{arch}.expert_used_count"].contents() == 2
+    experts = {t.name: t for t in reader.tensors}["blk.1.ffn_down_exps.weight"]
+    assert experts.shape.tolist() == [288, 256, 8]
+    published = {"gpt-oss-20b": Kind.MXFP4, "qwen3-30b-a3b": Kind[kind.upper()]}
+    assert experts.tensor_type == published[name]
+
+
+def test_a_shape_can_have_fewer_layers(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path))
+    path = open_model("demo", "q8_0", 2)
+    assert read_identity(path).n_layer == 2
+    assert path != cached_path("demo", "q8_0")
+    assert cached_path("demo", "q8_0", 6) == cached_path("demo", "q8_0")
+    for name, n_layer, message in (
+        ("demo", 7, "1 to 6"),
+        ("gpt-oss-20b", 5, "a multiple of 2"),
+        (str(path), 2, "a file has layers of its own"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_model(name, None, n_layer)
+
+
 def test_types_follow_llama_quantize() -> None:
     def kinds(weights: str) -> dict[str, Kind]:
         return {plan.name: plan.kind for plan in plan_tensors(WIDE, weights)}
@@ -112,9 +169,9 @@ def test_types_follow_llama_quantize() -> None:
     assert mixed["output.weight"] == mixed["blk.0.attn_v.weight"] == Kind.Q6_K
     assert mixed["blk.1.attn_v.weight"] == mixed["blk.0.attn_q.weight"] == Kind.Q4_K
     assert set(kinds("q8_0").values()) == {Kind.Q8_0, Kind.F32}
-    narrow = {plan.name: plan.kind for plan in plan_tensors(DEMO, "q4_k_m")}
-    assert narrow["blk.1.ffn_down.weight"] == Kind.Q4_0  # rows of 384 values
-    assert narrow["blk.2.ffn_down.weight"] == Kind.Q8_0
+    short = {plan.name: plan.kind for plan in plan_tensors(DEMO, "q4_k_m")}
+    assert short["blk.1.ffn_down.weight"] == Kind.Q4_0  # rows of 384 values
+    assert short["blk.2.ffn_down.weight"] == Kind.Q8_0
 
 
 def test_a_seed_gives_one_file(tmp_path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 
+import gguf
 import numpy as np
 import pytest
 from conftest import ROOT, TIMEOUT
@@ -173,6 +176,33 @@ def test_what_is_refused(make_gguf) -> None:
         calibrate(make_gguf(arch="mamba"), ["why?"])
     with pytest.raises(UnsupportedError, match="nothing was measured"):
         calibrate(make_gguf(), ["why?"], Settings(steps=1))
+
+
+def test_texts_that_are_too_short_for_a_horizon(make_gguf, tmp_path) -> None:
+    """By their steps, by the context, by the model's own end: each error says what would do."""
+    drawn = dataclasses.replace(GREEDY, steps=25, sampling=Sampling(temp=1.5), curves=False)
+    with pytest.raises(ConfigError, match="steps = 24 is too few for a horizon of 16"):
+        dataclasses.replace(drawn, steps=24, horizon=16)
+    fits = dataclasses.replace(drawn, horizon=16)
+    assert min(calibrate(make_gguf(), ["why?"], fits).demand) > 0
+    with pytest.raises(ContextFullError, match=r"of 25 tokens, .* ends at 40, 15 after"):
+        calibrate(make_gguf(n_ctx_train=40), ["x" * 24], fits)
+
+    path = tmp_path / "ends.gguf"
+    shutil.copy(make_gguf(), path)
+    with ReasonLlama(path, n_ctx=256, n_threads=1, type_k="f32", type_v="f32") as llama:
+        prompt = llama.tokenize(b"why?")
+        generation = Generation(llama, prompt, 25, drawn.sampling)
+        list(generation)
+    tokens = generation.tokens
+    n_text = next(i for i in range(15, 25) if tokens[i] not in tokens[:i])
+    field = gguf.GGUFReader(path, "r+").fields["tokenizer.ggml.eos_token_id"]
+    field.parts[-1][0] = tokens[n_text]
+    with pytest.raises(UnsupportedError, match=r"of 25 tokens, .* after (\d+) \(--horizon") as told:
+        calibrate(path, ["why?"], fits)
+    n_told, horizon = map(int, re.findall(r"after (\d+) \(--horizon (\d+)", str(told.value))[0])
+    assert n_told == n_text + 1  # with the end token
+    assert min(calibrate(path, ["why?"], dataclasses.replace(drawn, horizon=horizon)).demand) > 0
 
 
 def test_command(demo_model, tmp_path) -> None:

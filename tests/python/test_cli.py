@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
 
+import llama_cpp
 import pytest
 from conftest import ROOT
 from gguf_factory import CHAT_TEMPLATE
 
+from py_reasonalloc.engine.stats import read_memory_use
 from py_reasonalloc.run.calibrate import Settings, calibrate
 from py_reasonalloc.session.centres import needs_centres
 from py_reasonalloc.session.config import policy_names
@@ -308,6 +311,29 @@ def test_dry_run_table(cli, make_gguf) -> None:
         ["1", "x", "64"],
     ]
     assert any(line.startswith("full cache for 2048 tokens") for line in lines)
+
+
+def test_dry_run_tells_what_stock_takes_for_windows(cli, make_gguf) -> None:
+    """llama_cpp.Llama keeps a window's rows for all of the context, llama.cpp's programs do not."""
+    path = make_gguf(arch="gemma3", n_layer=6)  # five layers with a window of 64 tokens
+    arguments = (path, "-p", "hello", "-n", 1500, "--budget", 60, "--buffer", 4, "--dry-run")
+    found = report(cli(*arguments, "--json"))
+    allocated = []
+    for options in ({}, {"swa_full": True}, {"swa_full": False}):
+        with contextlib.closing(
+            llama_cpp.Llama(str(path), n_ctx=found["n_tokens"], verbose=False, **options)
+        ) as llama:
+            allocated.append(read_memory_use(llama.ctx, False).context_bytes)
+    row_bytes = 2 * 2 * 32 * 2
+    assert allocated == [6 * 1536 * row_bytes] * 2 + [(1536 + 5 * 768) * row_bytes]
+    assert [found["full_kv_bytes"], found["short_kv_bytes"]] == allocated[1:]
+    # the budgeted context has such windows, too; it computes fewer tokens at once
+    assert found["stock_bytes"] == 5 * 256 * row_bytes
+    lines = cli(*arguments).stdout.splitlines()
+    [full] = [line.split() for line in lines if line.startswith("full cache")]
+    [short] = [line.split() for line in lines if "llama-cli" in line]
+    assert f"{allocated[0]}" in full and "swa_full=True," in full
+    assert f"{allocated[2]}" in short and "swa_full=False," in short
 
 
 def test_demo(cli) -> None:

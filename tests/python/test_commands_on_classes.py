@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ from gguf_factory import byte_symbols
 from test_architectures import program  # noqa: F401  (a fixture)
 from test_engine_classes import save
 
+from py_reasonalloc.commands import eval as eval_cli
+from py_reasonalloc.commands import inspect as inspect_cli
+from py_reasonalloc.commands import profile as profile_cli
+from py_reasonalloc.commands import run as run_cli
 from py_reasonalloc.engine.errors import UnsupportedError
 from py_reasonalloc.engine.stats import engine_stats
+from py_reasonalloc.profile.files import load_profile
 from py_reasonalloc.run.calibrate import Settings, calibrate
 from py_reasonalloc.session.config import BudgetConfig
 from py_reasonalloc.session.generate import Sampling
@@ -28,7 +34,8 @@ def windows(make_gguf: Any) -> Path:
 
 
 def settings(**others: Any) -> Settings:
-    return Settings(steps=160, buffer=16, sampling=Sampling(temp=0.0), n_threads=1, **others)
+    chosen = {"sampling": Sampling(temp=0.0), **others}
+    return Settings(steps=160, buffer=16, n_threads=1, **chosen)
 
 
 @pytest.mark.parametrize("layers", ["wave", "error", "uniform"])
@@ -103,3 +110,81 @@ def test_layers_without_attention_are_left_out(program: Path, tmp_path: Path) ->
     with ReasonLlama(path, budget=config, n_ctx=256) as llama:
         llama.eval(llama.tokenize(PROMPT.encode() * 2))
         assert engine_stats(llama.ctx).n_compressions > 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [
+        ("gemma2", "dense"),  # windows, soft caps
+        ("granitehybrid", "dense"),  # recurrent layers
+        ("deepseek2", "moe"),  # latent rows
+        ("qwen3next", "moe"),  # recurrent layers, experts
+        ("gpt-oss", "moe"),  # windows, attention sinks
+    ],
+)
+def test_demand_over_horizons(program: Path, tmp_path: Path, arch: str, kind: str) -> None:  # noqa: F811
+    path = with_vocabulary(save(program, tmp_path, arch, kind), tmp_path / "model.gguf")
+    # seven prompts, for these models end their texts at random
+    found = calibrate(path, [PROMPT] * 7, settings(curves=False, horizon=16, sampling=Sampling()))
+    assert found.horizon == 16
+    heads = found.n_head_kv
+    heads = (heads,) * found.n_layer if isinstance(heads, int) else heads
+    assert [n > 0 for n in heads] == [demand > 0 for demand in found.demand]
+    assert max(heads) > 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "curves"),
+    [
+        ("qwen2", "dense", ""),
+        ("qwen3moe", "moe", ""),
+        ("gpt-oss", "moe", "attention with sinks"),
+        ("bloom", "dense", "attention with sinks, capped logits or ALiBi"),
+        ("deepseek2", "moe", "latent attention (MLA)"),
+        ("qwen3next", "moe", ""),
+    ],
+)
+def test_command_lines(
+    program: Path,  # noqa: F811
+    tmp_path: Path,
+    in_process: Any,
+    arch: str,
+    kind: str,
+    curves: str,
+) -> None:
+    """Measure a profile, run with it and watch, compare with the full cache."""
+    model = with_vocabulary(save(program, tmp_path, arch, kind), tmp_path / "model.gguf")
+    prompts, profile, trace = (tmp_path / name for name in ("prompts", "wave.json", "trace"))
+    prompts.write_text("why?\nA train leaves at 9\nhow?\n")
+    common = ("--threads", 1, "--buffer", 16)
+    steps = ("--prompts", prompts, "--steps", 120)
+    code, out, err = in_process(profile_cli.run, model, *steps, *common, "-o", profile)
+    assert code == 0, err
+    has_curves = load_profile(profile).head_error is not None
+    assert has_curves == (curves == ""), err
+    assert (f"no error curves: {curves}" in err) == (curves != "")
+
+    arguments = (model, *common, "--budget", 40, "--profile", profile, "-n", 120, "-p", PROMPT)
+    code, out, err = in_process(run_cli.run, *arguments, "--dry-run", "--json")
+    assert code == 0, err
+    dry = json.loads(out)
+    code, out, err = in_process(
+        run_cli.run, *arguments, "--temp", 0, "--layers", "wave", "--trace", trace, "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["n_compressions"] > 0
+    assert found["layers"] == "wave"
+    assert dry["kv_bytes"] == found["kv_bytes"]
+    code, out, err = in_process(inspect_cli.run, trace)
+    assert (code, err) == (0, "")
+    assert "rkv" in out
+
+    text = tmp_path / "text.txt"
+    text.write_text((PROMPT * 4)[:240])  # trained for 256
+    probes = ("--facts", 0, "--passages", 0, "--text", text)
+    methods = ("--methods", "rkv,wave,keydiff", "--budgets", 24, "--profile", profile)
+    code, out, err = in_process(eval_cli.run, "fidelity", model, *probes, *methods, *common)
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines()]
+    assert {row[0] for row in rows if len(row) > 5 and row[1] == "24"} == {"rkv", "wave", "keydiff"}
