@@ -4,8 +4,8 @@
 // Rows are written with one SET_ROWS per tensor. Reading: where all heads of a layer hold equally
 // many rows at equal distances, one attention op over a strided view serves the layer; else one op
 // per KV head, or one masked op over the pool (ra_graph_layer.cpp). But for the latter, masks are
-// views, at different offsets, of one row of zeros followed by -infinity; once tokens were merged, each head
-// has a mask of its own, with the biases of its keys.
+// views, at different offsets, of one row of zeros followed by -infinity; once tokens were merged, or are out
+// of a layer's window, each head has a mask of its own, with the biases of its keys.
 #include "ra_graph.h"
 
 #include "ra_llama.h"
@@ -210,7 +210,7 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
     const ra_layer &    l   = part->view.cache().layers[il];
     const ra_tensors &  t   = part->view.tensors(il);
     const ra_attend_way way = part->ways[il];
-    if (way == RA_ATTEND_EVEN && !part->is_biased[il]) {
+    if (way == RA_ATTEND_EVEN && !part->has_masks[il]) {
         return ra_attend_even(graph, part, t, l, attn.q, attn.sinks, attn.kq_scale, il);
     }
     if (way != RA_ATTEND_BY_HEAD && part->n_tokens == 1 && attn.sinks == nullptr) {
@@ -225,9 +225,10 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
 
 ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
     const ra_batch_view * batch = ra_batch_of(graph.mctx);
-    // the layer whose rows are read: of layers that share those of another, its last without a window
-    const bool shares = attn.k == nullptr && !graph.hparams.is_swa((uint32_t) attn.il);
-    const int  il     = shares ? graph.hparams.n_layer_kv_from_start - 1 : attn.il;
+    // the layer whose rows are read: of layers that share those of another, the last of their kind
+    const bool shares = attn.k == nullptr;
+    const int  back   = graph.hparams.is_swa((uint32_t) attn.il) ? 2 : 1;
+    const int  il     = shares ? graph.hparams.n_layer_kv_from_start - back : attn.il;
     if (batch == nullptr || !batch->has_layer(il)) {
         return nullptr;
     }
