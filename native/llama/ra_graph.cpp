@@ -80,10 +80,19 @@ static void ra_store(const llm_graph_context & graph, ggml_tensor * pool, ggml_t
     ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, pool, cur, rows));
 }
 
-// remembers the newest queries q_cur [head_dim, n_head, n_tokens] for the policy
+// remembers the newest queries q_cur [head_dim, n_head, n_tokens] of the i_reader-th layer that reads the rows,
+// for the policy
 static void ra_store_window(const llm_graph_context & graph, const ra_graph_part * inp,
-                            ggml_tensor * pool, ggml_tensor * q_cur) {
-    const int64_t n   = inp->window->ne[0];
+                            const ra_tensors & t, ggml_tensor * q_cur, int32_t i_reader) {
+    if (inp->window == nullptr || i_reader >= t.n_pooled) {
+        return;
+    }
+    const int64_t n_ring = t.q->ne[1] / t.n_pooled;
+    ggml_tensor * pool   = t.n_pooled == 1
+                               ? t.q
+                               : ggml_view_2d(graph.ctx0, t.q, t.q->ne[0], n_ring, t.q->nb[1],
+                                              size_t(i_reader * n_ring) * t.q->nb[1]);
+    const int64_t n      = inp->window->ne[0];
     ggml_tensor * cur = ggml_view_3d(graph.ctx0, q_cur, q_cur->ne[0], q_cur->ne[1], n, q_cur->nb[1],
                                      q_cur->nb[2], size_t(q_cur->ne[2] - n) * q_cur->nb[2]);
     cur               = ggml_is_contiguous(cur) ? cur : ggml_cont(graph.ctx0, cur);
@@ -184,6 +193,11 @@ static void ra_note_model(const llm_graph_context & graph, const ra_graph_part &
     t.sinks        = attn.sinks;
     t.n_hadamard   = attn.k_rot == nullptr ? 0 : (int32_t) attn.k_rot->ne[0];
     t.n_hadamard_v = attn.v_rot == nullptr ? 0 : (int32_t) attn.v_rot->ne[0];
+    if (t.n_pooled > 1 && t.sinks != nullptr) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "layers that share rows and have attention sinks are not supported with a budget");
+        ra_throw_last();
+    }
     if (!t.rope.is_known && (ra_cache_needs(&part.view.cache()) & RA_FEATURE_CENTRES) != 0 &&
         ra_rope_find(attn.k, &t.rope) != RA_STATUS_OK) {
         ra_throw_last();
@@ -198,9 +212,6 @@ static void ra_store_rows(const llm_graph_context & graph, const ra_graph_part *
     ra_store(graph, t.k, attn.k, rows);
     if (t.has_own_v()) {
         ra_store(graph, t.v, attn.v, rows);
-    }
-    if (part->window != nullptr) {
-        ra_store_window(graph, part, t.q, attn.q);
     }
 }
 
@@ -232,6 +243,10 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn
     if (batch == nullptr || !batch->has_layer(il)) {
         return nullptr;
     }
+    int32_t i_reader = shares ? 1 : 0; // of the layers that read the rows: the owner, then in their order
+    for (int32_t i = graph.hparams.n_layer_kv_from_start; shares && i < attn.il; ++i) {
+        i_reader += graph.hparams.is_swa((uint32_t) i) == graph.hparams.is_swa((uint32_t) attn.il);
+    }
     GGML_ASSERT(attn.kq_b == nullptr);
     ra_graph_input *           inp = ra_input_of(graph, *batch);
     std::vector<ggml_tensor *> parts;
@@ -251,6 +266,7 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn
             ra_note_model(graph, part, attn);
             ra_store_rows(graph, &part, own);
         }
+        ra_store_window(graph, &part, part.view.tensors(il), own.q, i_reader);
         parts.push_back(ra_attend(graph, &part, own));
     }
     return ra_join(graph.ctx0, std::move(parts), 1);

@@ -83,7 +83,7 @@ size_t ra_score_graph::most_job_bytes(int32_t il, uint32_t needs) const {
     const int64_t n_pad = ra_score_pad(n_kv);
     int64_t       n     = 0;
     if (needs & RA_FEATURE_ATTN_LOGITS) {
-        n = n_pad * cache().n_ring * (tensors()[il].n_head / tensors()[il].n_head_kv);
+        n = n_pad * cache().n_ring * tensors()[il].n_group();
     }
     size_t n_again = 0;
     if (needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_TWIN | RA_NEEDS_TARGETS)) {
@@ -99,7 +99,7 @@ size_t ra_score_graph::job_bytes(int32_t il, const ra_job & j) const {
     int64_t            n       = 0;
     size_t             n_again = 0;
     if (j.kind == RA_JOB_LOGITS) {
-        n = ra_score_pad(j.n_kv) * cache().n_ring * (t.n_head / t.n_head_kv);
+        n = ra_score_pad(j.n_kv) * cache().n_ring * t.n_group();
     } else if (j.kind == RA_JOB_COSINES || j.kind == RA_JOB_COSINES_ALL || ra_has_index(j)) {
         n       = ra_score_pad(j.n_kv) * j.n_rows;
         n_again = ra_has_index(j) ? ra_again_bytes(t.k->ne[0], j.n_rows) : 0;

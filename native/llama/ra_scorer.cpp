@@ -35,7 +35,7 @@ void ra_scorer::reserve(uint32_t needs) {
         if (l.n_head_kv == 0) {
             continue;
         }
-        n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * cache().n_ring * l.n_slots);
+        n_logits = std::max(n_logits, size_t(t.n_group()) * cache().n_ring * l.n_slots);
         dim      = std::max(dim, size_t(std::max(t.k->ne[0], t.v->ne[0])));
         n_sinks  = t.sinks != nullptr ? std::max(n_sinks, size_t(t.n_head)) : n_sinks;
         is_host  = is_host && ggml_backend_buffer_is_host(t.k->buffer);
@@ -95,7 +95,7 @@ bool ra_scorer::list_jobs_again(int32_t il, int32_t ih) {
 // where the results of each head are
 void ra_scorer::place_heads(int32_t il) {
     const ra_layer & l       = cache().layers[il];
-    const size_t     n_query = size_t(tensors()[il].n_head / l.n_head_kv) * size_t(n_obs);
+    const size_t     n_query = size_t(tensors()[il].n_group()) * size_t(n_obs);
     logits_at.assign(l.n_head_kv, 0);
     tokens_at.assign(l.n_head_kv, 0);
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
@@ -231,21 +231,22 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const float *    bias =
         l.merge != nullptr && l.merge->has_bias ? l.merge->bias + l.offset[j.ih] : nullptr;
     const ra_tensors &   t       = tensors()[il];
-    const int32_t        n_group = t.n_head / t.n_head_kv;
-    const ra_logit_cap & cap     = t.logit;
+    const int32_t        n_own = t.n_head / t.n_head_kv; // query heads of one layer
+    const ra_logit_cap & cap   = t.logit;
     const float *        src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
     float *              dst     = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
-        const int64_t slot = obs_pos[o] % cache().n_ring;
-        for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
-            const float * row = src + (slot * n_group + g) * j.stride;
+        for (int32_t q = 0; q < t.n_group(); ++q, dst += j.n_kv) {
+            const int32_t g    = q % n_own;
+            const int64_t slot = obs_pos[o] % cache().n_ring + int64_t(q / n_own) * cache().n_ring;
+            const float * row  = src + (slot * n_own + g) * j.stride;
             std::transform(row, row + j.n_kv, dst, [&](float x) {
                 return cap.after * (cap.cap == 0.0f ? x : cap.cap * std::tanh(cap.before * x));
             });
             for (int32_t i = 0; bias != nullptr && i < j.n_kv; ++i) {
                 dst[i] += bias[i];
             }
-            const float slope = t.max_alibi_bias > 0.0f ? ra_alibi_slope(t, j.ih * n_group + g) : 0;
+            const float slope = t.max_alibi_bias > 0.0f ? ra_alibi_slope(t, j.ih * n_own + g) : 0;
             for (int32_t i = 0; slope > 0.0f && i < j.n_kv; ++i) {
                 dst[i] -= slope * float(obs_pos[o] - l.pos[l.offset[j.ih] + i]);
             }
@@ -347,7 +348,7 @@ void ra_scorer::read(int32_t il, const ra_job & j) {
 }
 
 void ra_scorer::features(ra_features * f) const {
-    f->n_group      = tensors()[f->il].n_head / tensors()[f->il].n_head_kv;
+    f->n_group      = tensors()[f->il].n_group();
     const size_t at = tokens_at[f->ih];
     f->sinks        = sinks.empty() ? nullptr : sinks.data() + size_t(f->ih) * size_t(f->n_group);
     f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];

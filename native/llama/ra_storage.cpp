@@ -67,6 +67,10 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
          hparams.n_layer_kv_from_start >= 2 && il < hparams.n_layer(); ++il) {
         ++tensors[(size_t) (hparams.n_layer_kv_from_start - (hparams.is_swa(il) ? 2 : 1))].n_readers;
     }
+    // tokens are scored by the queries of all layers that read them; query centres are those of the owner
+    for (ra_tensors & t : tensors) {
+        t.n_pooled = (ra_cache_needs(cache.get()) & RA_FEATURE_CENTRES) != 0 ? 1 : t.n_readers;
+    }
 }
 
 // the tensors of all layers, for the rows that the bookkeeping has
@@ -97,7 +101,7 @@ void ra_storage::make_tensors() {
             const bool    is_few = !ra_cache_wants_all_queries(cache.get());
             const bool    fits   = n_row % ggml_blck_size(GGML_TYPE_Q8_0) == 0;
             t.q = ggml_new_tensor_2d(ctx, is_few || !fits ? GGML_TYPE_F32 : GGML_TYPE_Q8_0, n_row,
-                                     cache->n_ring);
+                                     int64_t(cache->n_ring) * t.n_pooled);
             ggml_format_name(t.q, "ra_window_q_l%zu", il);
         }
     }
