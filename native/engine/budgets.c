@@ -16,8 +16,7 @@ static ra_status ra_cache_split(ra_cache * c, int32_t n_protect) {
     }
     ra_layer * layers = NULL;
     bool       is_new = false;
-    ra_status  st =
-        ra_layers_make(&c->settings, n_protect, c->n_layer, n_head_kv, n_swa, &layers);
+    ra_status  st = ra_layers_make(&c->settings, n_protect, c->n_layer, n_head_kv, n_swa, &layers);
     for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
         is_new = is_new || memcmp(layers[il].initial, c->layers[il].initial,
                                   (size_t) n_head_kv[il] * sizeof(int32_t)) != 0;
@@ -75,7 +74,7 @@ ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * bu
                         il, n);
     }
     ra_layer *    l      = &c->layers[il];
-    const int32_t floor = ra_config_floor(&c->settings.cfg, ra_layer_protects(l, c->n_protect));
+    const int32_t floor  = ra_config_floor(&c->settings.cfg, ra_layer_protects(l, c->n_protect));
     const int64_t limit  = (int64_t) l->n_slots - (int64_t) n * c->settings.cfg.buffer;
     int64_t       wanted = 0;
     for (size_t ih = 0; ih < n; ++ih) {

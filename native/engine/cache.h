@@ -22,20 +22,20 @@ typedef struct ra_merge {
 } ra_merge;
 
 typedef struct ra_layer {
-    int32_t    n_head_kv; /* 0: a layer without attention */
-    int32_t    n_swa;     /* a query at position p sees positions above p - n_swa; 0: all. See windows.c */
-    int32_t    n_slots;   /* rows of its pool: sum over heads of (initial budget + buffer) */
-    int32_t *  initial;   /* [n_head_kv] budgets that the head allocator starts from */
-    int32_t *  budget;    /* [n_head_kv] budgets in force; capacity = budget + buffer */
-    int32_t *  offset;    /* [n_head_kv] first row of the segment */
-    int32_t *  used;      /* [n_head_kv] rows in use, from offset on, in position order */
+    int32_t n_head_kv; /* 0: a layer without attention */
+    int32_t n_swa; /* a query at position p sees positions above p - n_swa; 0: all. See windows.c */
+    int32_t n_slots;   /* rows of its pool: sum over heads of (initial budget + buffer) */
+    int32_t * initial; /* [n_head_kv] budgets that the head allocator starts from */
+    int32_t * budget;  /* [n_head_kv] budgets in force; capacity = budget + buffer */
+    int32_t * offset;  /* [n_head_kv] first row of the segment */
+    int32_t * used;    /* [n_head_kv] rows in use, from offset on, in position order */
     int32_t * n_dead; /* [n_head_kv] rows before offset that a compression takes for gone; else 0 */
-    int64_t *  n_evicted; /* [n_head_kv] since the last clear */
-    int32_t *  pos;       /* [n_slots] position of the token in each row; stale beyond used */
-    float *    state;     /* [n_slots, n_state] the policy's numbers for each token; NaN: none */
-    uint8_t *  keep;      /* [n_slots] plan of a compression, parallel to pos */
-    float *    state_out; /* [n_slots, n_state] likewise: state after it */
-    ra_merge * merge;     /* NULL: evicted tokens are dropped, as in all layers with a window */
+    int64_t * n_evicted; /* [n_head_kv] since the last clear */
+    int32_t * pos;       /* [n_slots] position of the token in each row; stale beyond used */
+    float *   state;     /* [n_slots, n_state] the policy's numbers for each token; NaN: none */
+    uint8_t * keep;      /* [n_slots] plan of a compression, parallel to pos */
+    float *   state_out; /* [n_slots, n_state] likewise: state after it */
+    ra_merge * merge;    /* NULL: evicted tokens are dropped, as in all layers with a window */
     /* [n_slots] likewise: what comparisons of keys found, see core/alike.c; NULL if the policy needs
      * none. Of tokens from n_pos_scored on it means nothing. */
     ra_alike * alike;

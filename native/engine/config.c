@@ -195,10 +195,11 @@ ra_status ra_config_check(const ra_config * cfg) {
     }
     const int32_t floor_swa = ra_config_floor(cfg, 0);
     if (cfg->budget_swa != 0 && cfg->budget_swa < floor_swa) {
-        return ra_error(RA_STATUS_BUDGET,
-                        "budget_swa %d is too small: the sinks (%d) and the window (%d) leave no token "
-                        "to choose; use at least %d, or 0 for llama.cpp's own cache of windows",
-                        cfg->budget_swa, cfg->n_sink, cfg->n_window, floor_swa);
+        return ra_error(
+            RA_STATUS_BUDGET,
+            "budget_swa %d is too small: the sinks (%d) and the window (%d) leave no token "
+            "to choose; use at least %d, or 0 for llama.cpp's own cache of windows",
+            cfg->budget_swa, cfg->n_sink, cfg->n_window, floor_swa);
     }
     RA_TRY(ra_check_table("layer_budgets", cfg->layer_budgets, cfg->n_layer_budgets, floor));
     RA_TRY(ra_check_table("head_budgets", cfg->head_budgets, cfg->n_head_budgets, floor));

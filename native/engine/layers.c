@@ -3,12 +3,12 @@
 
 #include <string.h>
 
-static ra_status ra_layer_init(ra_layer * l, const ra_settings * s, int32_t n_head_kv, int32_t n_swa,
-                               const int32_t * budgets) {
+static ra_status ra_layer_init(ra_layer * l, const ra_settings * s, int32_t n_head_kv,
+                               int32_t n_swa, const int32_t * budgets) {
     const bool   needs_alike = (s->policy->needs & RA_FEATURE_KEY_SIM) != 0;
-    const bool   merges      = s->cfg.merge && n_swa == 0; /* what is merged would outlive its window */
-    const size_t n_state     = (size_t) s->policy->n_state;
-    int64_t      n_slots     = 0;
+    const bool   merges  = s->cfg.merge && n_swa == 0; /* what is merged would outlive its window */
+    const size_t n_state = (size_t) s->policy->n_state;
+    int64_t      n_slots = 0;
     for (int32_t ih = 0; ih < n_head_kv; ++ih) {
         n_slots += (int64_t) budgets[ih] + s->cfg.buffer;
     }
@@ -34,9 +34,9 @@ static ra_status ra_layer_init(ra_layer * l, const ra_settings * s, int32_t n_he
     l->merge       = merges ? ra_merge_make((int32_t) n_slots) : NULL;
     l->alike       = needs_alike ? ra_calloc((size_t) n_slots, sizeof(ra_alike)) : NULL;
     if (l->initial == NULL || l->budget == NULL || l->offset == NULL || l->used == NULL ||
-        l->planned == NULL || l->n_dead == NULL || l->n_evicted == NULL || l->pos == NULL || l->keep == NULL ||
-        l->state == NULL || l->state_out == NULL || (needs_alike && l->alike == NULL) ||
-        (merges && l->merge == NULL)) {
+        l->planned == NULL || l->n_dead == NULL || l->n_evicted == NULL || l->pos == NULL ||
+        l->keep == NULL || l->state == NULL || l->state_out == NULL ||
+        (needs_alike && l->alike == NULL) || (merges && l->merge == NULL)) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory for the bookkeeping of the cache");
     }
     memcpy(l->initial, budgets, n * sizeof(int32_t));

@@ -161,12 +161,13 @@ typedef struct ra_config {
 
     /* Optional tables; the caller keeps them, they are copied. NULL: uniform.
      * Every entry must hold n_sink + n_window + 1 tokens. */
-    const int32_t * layer_budgets;   /* [n_layer_budgets]: B(l), tokens per KV head of layer l; what it says
+    const int32_t *
+           layer_budgets;   /* [n_layer_budgets]: B(l), tokens per KV head of layer l; what it says
                                       * of layers without a budget, or with a window, is not read */
-    size_t          n_layer_budgets; /* 0 or n_layer of the model */
-    const int32_t * head_budgets;    /* [n_head_budgets]: tokens of head ih of layer il, packed
+    size_t n_layer_budgets; /* 0 or n_layer of the model */
+    const int32_t * head_budgets;   /* [n_head_budgets]: tokens of head ih of layer il, packed
                                       * layer after layer; overrides layer_budgets */
-    size_t          n_head_budgets;  /* 0 or the sum of n_head_kv over the layers that grow */
+    size_t          n_head_budgets; /* 0 or the sum of n_head_kv over the layers that grow */
 
     /* Names of registered allocators (native/engine/registry.c). NULL: "uniform". */
     const char *
@@ -285,7 +286,8 @@ typedef struct ra_stats {
         scratch_bytes; /* buffers reserved for compressions (device and host) of all sequences, complete from
                              * the first decode on; they grow only for a head that
                              * ra_set_head_budgets() makes longer than any before */
-    int64_t kv_bytes_full;  /* what the stock cache's rows for n_pos tokens take; of layers with a window that
+    int64_t
+        kv_bytes_full; /* what the stock cache's rows for n_pos tokens take; of layers with a window that
                              * have pools, for as many as the window holds */
     int64_t n_evicted;      /* (token, head) entries evicted since the last clear; those of a tail
                              * that was dropped since do not count */

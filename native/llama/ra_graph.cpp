@@ -243,7 +243,8 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn
     if (batch == nullptr || !batch->has_layer(il)) {
         return nullptr;
     }
-    int32_t i_reader = shares ? 1 : 0; // of the layers that read the rows: the owner, then in their order
+    int32_t i_reader =
+        shares ? 1 : 0; // of the layers that read the rows: the owner, then in their order
     for (int32_t i = graph.hparams.n_layer_kv_from_start; shares && i < attn.il; ++i) {
         i_reader += graph.hparams.is_swa((uint32_t) i) == graph.hparams.is_swa((uint32_t) attn.il);
     }

@@ -38,8 +38,9 @@ class ra_graph_part {
     uint64_t layout;     // of the cache when the graph was built; 0: worst case
     int32_t  n_since;    // likewise, before the micro-batch
 
-    std::vector<ra_attend_way> ways;      // [n_layer]
-    std::vector<bool>          has_masks; // [n_layer] its heads have masks of their own: of biases or windows
+    std::vector<ra_attend_way> ways; // [n_layer]
+    std::vector<bool>
+        has_masks; // [n_layer] its heads have masks of their own: of biases or windows
 
     ra_alibi alibi; // where the model has it
 

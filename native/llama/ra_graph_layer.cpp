@@ -190,14 +190,14 @@ void ra_layer_attention::set_windows(const ra_view & view) {
             const int64_t n_visible = view.n_used(il, ih, n_tokens) + t + 1;
             const int64_t n_dead    = ra_head_dead(&l, ih, c.n_pos - n_tokens + t);
             GGML_ASSERT(n_dead < n_visible && n_visible <= w.n_rows);
-            const size_t  begin     = w.mask_at + size_t(i * w.n_rows);
+            const size_t begin = w.mask_at + size_t(i * w.n_rows);
             if (masks_in->type == GGML_TYPE_F16) {
                 ra_set_masks<ggml_fp16_t>((ggml_fp16_t *) masks_in->data, w, begin, nullptr,
                                           (int32_t) i, n_dead, n_visible, ggml_fp32_to_fp16(0.0f),
                                           ggml_fp32_to_fp16(-INFINITY));
             } else {
-                ra_set_masks<float>((float *) masks_in->data, w, begin, nullptr, (int32_t) i, n_dead,
-                                    n_visible, 0.0f, -INFINITY);
+                ra_set_masks<float>((float *) masks_in->data, w, begin, nullptr, (int32_t) i,
+                                    n_dead, n_visible, 0.0f, -INFINITY);
             }
         }
     }

@@ -181,7 +181,8 @@ ggml_tensor * ra_graph_part::mask_of_head(const llm_graph_context & graph, int32
     ggml_tensor * biases =
         by_layer.head_mask(graph, il, ih, view.cache().layers[il].offset[ih], span);
     if (n_tokens == 1 || view.cache().layers[il].n_swa > 0) {
-        return ggml_is_contiguous(biases) ? biases : ggml_cont(graph.ctx0, biases); // and what is hidden
+        return ggml_is_contiguous(biases) ? biases
+                                          : ggml_cont(graph.ctx0, biases); // and what is hidden
     }
     ggml_tensor * shared = ggml_view_2d(graph.ctx0, mask, span, n_tokens, mask->nb[1],
                                         size_t(n_used_max - n_used) * mask->nb[0]);

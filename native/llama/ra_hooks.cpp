@@ -70,8 +70,8 @@ llama_memory_i * ra_memory_create(const llama_model & model, const llama_memory_
         if (ra_check_context(model, params, cparams) != RA_STATUS_OK) {
             ra_throw_last();
         }
-        stock = std::make_unique<ra_stock>(model, params, cparams,
-                                           pending.settings.cfg.budget_swa > 0);
+        stock =
+            std::make_unique<ra_stock>(model, params, cparams, pending.settings.cfg.budget_swa > 0);
         if (ra_check_policy(model, pending.settings, stock->left_out()) != RA_STATUS_OK) {
             ra_throw_last();
         }

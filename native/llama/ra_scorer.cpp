@@ -230,11 +230,11 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const ra_layer & l = cache().layers[il];
     const float *    bias =
         l.merge != nullptr && l.merge->has_bias ? l.merge->bias + l.offset[j.ih] : nullptr;
-    const ra_tensors &   t       = tensors()[il];
+    const ra_tensors &   t     = tensors()[il];
     const int32_t        n_own = t.n_head / t.n_head_kv; // query heads of one layer
     const ra_logit_cap & cap   = t.logit;
-    const float *        src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
-    float *              dst     = logits.data() + logits_at[j.ih];
+    const float *        src   = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
+    float *              dst   = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
         for (int32_t q = 0; q < t.n_group(); ++q, dst += j.n_kv) {
             const int32_t g    = q % n_own;

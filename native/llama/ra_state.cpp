@@ -20,7 +20,7 @@ struct ra_state_header {
     int32_t  buffer;
     int32_t  n_ring;
     int32_t  n_pooled; // most layers whose queries are remembered with a layer; 0: no queries are
-    int32_t  n_state; // numbers that the policy keeps with a token
+    int32_t  n_state;  // numbers that the policy keeps with a token
     int32_t  merge;
 };
 

@@ -60,10 +60,10 @@ class ra_stock {
     std::unique_ptr<llama_memory_i> mem;
 
     // mem as what it is, or NULL
-    llama_kv_cache *         kv     = nullptr;
-    llama_kv_cache_iswa *    iswa   = nullptr;
-    llama_memory_hybrid *    hybrid = nullptr;
-    llama_memory_recurrent * recr   = nullptr; // of a hybrid
+    llama_kv_cache *         kv      = nullptr;
+    llama_kv_cache_iswa *    iswa    = nullptr;
+    llama_memory_hybrid *    hybrid  = nullptr;
+    llama_memory_recurrent * recr    = nullptr; // of a hybrid
     llama_kv_cache *         windows = nullptr; // of iswa, if the layers are in it
 
     uint32_t n_swa;

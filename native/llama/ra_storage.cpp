@@ -65,7 +65,8 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
     // layers without rows of their own read those of the last ones of their kind that have
     for (uint32_t il = (uint32_t) std::max(hparams.n_layer_kv_from_start, 0);
          hparams.n_layer_kv_from_start >= 2 && il < hparams.n_layer(); ++il) {
-        ++tensors[(size_t) (hparams.n_layer_kv_from_start - (hparams.is_swa(il) ? 2 : 1))].n_readers;
+        ++tensors[(size_t) (hparams.n_layer_kv_from_start - (hparams.is_swa(il) ? 2 : 1))]
+              .n_readers;
     }
     // tokens are scored by the queries of all layers that read them; query centres are those of the owner
     for (ra_tensors & t : tensors) {

@@ -18,12 +18,12 @@ struct ra_tensors {
     ggml_tensor * k = nullptr; // [head_dim_k, n_slots] type_k
     ggml_tensor * v = nullptr; // [head_dim_v, n_slots] type_v; MLA: the first values of k
     // [head_dim_k * n_head, n_ring * n_pooled] f32 or q8_0: of each pooled layer n_ring, slot = pos % n_ring
-    ggml_tensor * q = nullptr;
+    ggml_tensor * q              = nullptr;
     float         max_alibi_bias = 0.0f; // biases by distance (ra_alibi_slope()); 0: none
     int32_t       n_head         = 0;
     int32_t       n_head_kv      = 0;
     int32_t       n_readers      = 1; // layers that attend to its rows, itself included
-    int32_t       n_pooled       = 1; // of these, those whose queries are remembered: itself, or all
+    int32_t       n_pooled = 1; // of these, those whose queries are remembered: itself, or all
     // as the model's graph has it
     ra_logit_cap  logit;            // of attention
     ggml_tensor * sinks = nullptr;  // [n_head] f32, a weight; NULL: none
@@ -36,7 +36,7 @@ struct ra_tensors {
     }
     // query heads whose logits a KV head has
     int32_t n_group() const { return n_head / n_head_kv * n_pooled; }
-    bool has_own_v() const { return v != nullptr && v->view_src == nullptr; }
+    bool    has_own_v() const { return v != nullptr && v->view_src == nullptr; }
 };
 
 struct ra_cache;

@@ -61,8 +61,8 @@ class KVStats:
     window_bytes, scratch_bytes : int
         The observation window's queries; buffers reserved for compressions.
     kv_bytes_full : int
-        K and V rows of n_pos tokens in the stock cache; of layers with a window that have a budget, of
-        as many as the window holds.
+        K and V rows of n_pos tokens in the stock cache; of layers with a window that have a
+        budget, of as many as the window holds.
     n_entries, n_evicted : int
         (token, head) entries held now, and evicted since the last clear (those of a tail that was
         dropped do not count).

@@ -23,8 +23,8 @@ static llama_context_ptr make_context(llama_model * model, int32_t budget, int32
         ra_config cfg  = ra_config_default_params();
         cfg.budget     = budget;
         cfg.budget_swa = budget_swa;
-        cfg.buffer    = buffer;
-        cfg.n_window  = 8;
+        cfg.buffer     = buffer;
+        cfg.n_window   = 8;
         if (ra_configure_next(&cfg) != RA_STATUS_OK) {
             throw std::runtime_error(ra_last_error());
         }
@@ -146,8 +146,8 @@ static int check(const char * name, bool moe) {
     const std::vector<float>       expected = decode(stock.get(), tokens);
     const std::vector<float>       got      = decode(ours.get(), tokens);
     const float                    off      = difference(expected, got);
-    const size_t n_vocab = expected.size() / tokens.size();
-    size_t       n_same  = 0;
+    const size_t                   n_vocab  = expected.size() / tokens.size();
+    size_t                         n_same   = 0;
     for (size_t i = 0; i < expected.size(); i += n_vocab) {
         const auto best = [&](const std::vector<float> & v) {
             return std::max_element(v.begin() + (long) i, v.begin() + (long) (i + n_vocab)) -
@@ -160,13 +160,12 @@ static int check(const char * name, bool moe) {
     std::vector<llama_token> longer = tokens;
     longer.insert(longer.end(), tokens.begin(), tokens.end());
     const bool is_finite = all_finite(decode(small.get(), longer));
-    ra_stats stats{};
+    ra_stats   stats{};
     stats.size = sizeof(stats);
     if (ra_stats_get(small.get(), 0, &stats) != RA_STATUS_OK) {
         throw std::runtime_error(ra_last_error());
     }
-    const bool ok =
-        off < 1e-3f && n_same == tokens.size() && is_finite && stats.n_compressions > 5;
+    const bool ok = off < 1e-3f && n_same == tokens.size() && is_finite && stats.n_compressions > 5;
     printf("decoded: off by %.1e of the largest logit, %zu of %zu tokens the same; budget 40: %s, "
            "%lld "
            "compressions of %d layers",

@@ -298,7 +298,7 @@ static void do_set_head_budgets(world * w) {
     for (int32_t ih = 0; ih < n; ++ih) {
         sum += budgets[ih];
     }
-    bool       holds_all = true;
+    bool holds_all = true;
     for (int32_t ih = 0; ih < n; ++ih) {
         holds_all = holds_all && budgets[ih] >= n_swa[il];
     }

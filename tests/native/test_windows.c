@@ -14,9 +14,9 @@ static bool make(ra_pool * p, int32_t budget, int32_t budget_swa) {
 
 /* budgets: split over the layers that grow; a window has its own, of which no more than the window is used */
 static void test_budgets(void) {
-    ra_config cfg        = ra_pool_config("streaming", 40);
-    cfg.layer_alloc      = "pyramid";
-    cfg.pyramid_beta     = 2.0;
+    ra_config cfg           = ra_pool_config("streaming", 40);
+    cfg.layer_alloc         = "pyramid";
+    cfg.pyramid_beta        = 2.0;
     const int32_t wanted[3] = { 10, WINDOW, 1000 };
     for (int32_t i = 0; i < 3; ++i) {
         ra_pool p;
@@ -143,7 +143,7 @@ static void test_no_merging(void) {
 /* a compression that fails leaves dead tokens where they were */
 static void test_failure(void) {
     for (int32_t call = 1; call <= 3; ++call) {
-        ra_pool p;
+        ra_pool   p;
         ra_config cfg  = ra_pool_config("snapkv", 20);
         cfg.budget_swa = 20;
         if (!CHECK(ra_pool_make_windows(&p, &cfg, N_LAYER, n_head_kv, n_swa))) {

@@ -207,7 +207,11 @@ def test_refusals(make_gguf, program: Path, tmp_path: Path) -> None:  # noqa: F8
     windowed = make_gguf(arch="gemma2", n_layer=N_LAYER)
     cases = [
         (plain, {}, "this 'llama' model has none: leave it out"),
-        (save(program, tmp_path, "llama4", "moe"), {}, "'llama4' attends within chunks of 32 tokens"),
+        (
+            save(program, tmp_path, "llama4", "moe"),
+            {},
+            "'llama4' attends within chunks of 32 tokens",
+        ),
         (windowed, {"policy": "triattention", "centres": None}, "which no profile has"),
     ]
     for model, more, message in cases:
@@ -218,5 +222,7 @@ def test_refusals(make_gguf, program: Path, tmp_path: Path) -> None:  # noqa: F8
         with pytest.raises(RuntimeError, match=message) as caught:
             Engine(model, 64, config=config)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="budget_swa 12 is too small: the sinks .4. and the window .8."):
+    with pytest.raises(
+        ValueError, match="budget_swa 12 is too small: the sinks .4. and the window .8."
+    ):
         Engine(windowed, 64, config={"budget_swa": 12})
