@@ -5,16 +5,18 @@
 
 /* Splits the budget over the layers of an empty cache anew. */
 static ra_status ra_cache_split(ra_cache * c, int32_t n_protect) {
-    int32_t * n_head_kv = ra_calloc((size_t) c->n_layer, sizeof(*n_head_kv));
+    int32_t * n_head_kv = ra_calloc(2 * (size_t) c->n_layer, sizeof(*n_head_kv));
+    int32_t * n_swa     = n_head_kv + c->n_layer;
     if (n_head_kv == NULL) {
         return ra_error(RA_STATUS_NO_MEMORY, "out of memory for %d layers", c->n_layer);
     }
     for (int32_t il = 0; il < c->n_layer; ++il) {
         n_head_kv[il] = c->layers[il].n_head_kv;
+        n_swa[il]     = c->layers[il].n_swa;
     }
     ra_layer * layers = NULL;
-    ra_status  st     = ra_layers_make(&c->settings, n_protect, c->n_layer, n_head_kv, &layers);
     bool       is_new = false;
+    ra_status  st = ra_layers_make(&c->settings, n_protect, c->n_layer, n_head_kv, n_swa, &layers);
     for (int32_t il = 0; il < c->n_layer && st == RA_STATUS_OK; ++il) {
         is_new = is_new || memcmp(layers[il].initial, c->layers[il].initial,
                                   (size_t) n_head_kv[il] * sizeof(int32_t)) != 0;
@@ -45,8 +47,9 @@ ra_status ra_cache_set_protect(ra_cache * c, int32_t n_protect) {
             return st;
         }
     }
-    const int32_t floor = ra_config_floor(&c->settings.cfg, n_protect);
     for (int32_t il = 0; il < c->n_layer; ++il) {
+        const int32_t floor =
+            ra_config_floor(&c->settings.cfg, ra_layer_protects(&c->layers[il], n_protect));
         for (int32_t ih = 0; ih < c->layers[il].n_head_kv; ++ih) {
             const int32_t initial = c->layers[il].initial[ih];
             if (initial < floor) {
@@ -71,7 +74,7 @@ ra_status ra_cache_set_head_budgets(ra_cache * c, int32_t il, const int32_t * bu
                         il, n);
     }
     ra_layer *    l      = &c->layers[il];
-    const int32_t floor  = ra_config_floor(&c->settings.cfg, c->n_protect);
+    const int32_t floor  = ra_config_floor(&c->settings.cfg, ra_layer_protects(l, c->n_protect));
     const int64_t limit  = (int64_t) l->n_slots - (int64_t) n * c->settings.cfg.buffer;
     int64_t       wanted = 0;
     for (size_t ih = 0; ih < n; ++ih) {

@@ -23,7 +23,7 @@ static int32_t ra_ring_size(const ra_cache * c) {
 }
 
 ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer,
-                        const int32_t * n_head_kv) {
+                        const int32_t * n_head_kv, const int32_t * n_swa) {
     *out         = NULL;
     ra_cache * c = ra_calloc(1, sizeof(*c));
     if (c == NULL) {
@@ -44,7 +44,7 @@ ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer
         st = ra_error(RA_STATUS_NO_MEMORY, "out of memory for the cache of %d layers", n_layer);
     }
     if (st == RA_STATUS_OK) {
-        st = ra_layers_make(&c->settings, c->n_protect, n_layer, n_head_kv, &layers);
+        st = ra_layers_make(&c->settings, c->n_protect, n_layer, n_head_kv, n_swa, &layers);
     }
     if (st == RA_STATUS_OK) {
         st = ra_cache_use_layers(c, layers);

@@ -22,18 +22,20 @@ typedef struct ra_merge {
 } ra_merge;
 
 typedef struct ra_layer {
-    int32_t    n_head_kv; /* 0: a layer without attention */
-    int32_t    n_slots;   /* rows of its pool: sum over heads of (initial budget + buffer) */
-    int32_t *  initial;   /* [n_head_kv] budgets that the head allocator starts from */
-    int32_t *  budget;    /* [n_head_kv] budgets in force; capacity = budget + buffer */
-    int32_t *  offset;    /* [n_head_kv] first row of the segment */
-    int32_t *  used;      /* [n_head_kv] rows in use, from offset on, in position order */
-    int64_t *  n_evicted; /* [n_head_kv] since the last clear */
-    int32_t *  pos;       /* [n_slots] position of the token in each row; stale beyond used */
-    float *    state;     /* [n_slots, n_state] the policy's numbers for each token; NaN: none */
-    uint8_t *  keep;      /* [n_slots] plan of a compression, parallel to pos */
-    float *    state_out; /* [n_slots, n_state] likewise: state after it */
-    ra_merge * merge;     /* NULL: evicted tokens are dropped */
+    int32_t n_head_kv; /* 0: a layer without attention */
+    int32_t n_swa; /* a query at position p sees positions above p - n_swa; 0: all. See windows.c */
+    int32_t n_slots;   /* rows of its pool: sum over heads of (initial budget + buffer) */
+    int32_t * initial; /* [n_head_kv] budgets that the head allocator starts from */
+    int32_t * budget;  /* [n_head_kv] budgets in force; capacity = budget + buffer */
+    int32_t * offset;  /* [n_head_kv] first row of the segment */
+    int32_t * used;    /* [n_head_kv] rows in use, from offset on, in position order */
+    int32_t * n_dead; /* [n_head_kv] rows before offset that a compression takes for gone; else 0 */
+    int64_t * n_evicted; /* [n_head_kv] since the last clear */
+    int32_t * pos;       /* [n_slots] position of the token in each row; stale beyond used */
+    float *   state;     /* [n_slots, n_state] the policy's numbers for each token; NaN: none */
+    uint8_t * keep;      /* [n_slots] plan of a compression, parallel to pos */
+    float *   state_out; /* [n_slots, n_state] likewise: state after it */
+    ra_merge * merge;    /* NULL: evicted tokens are dropped, as in all layers with a window */
     /* [n_slots] likewise: what comparisons of keys found, see core/alike.c; NULL if the policy needs
      * none. Of tokens from n_pos_scored on it means nothing. */
     ra_alike * alike;
@@ -77,15 +79,39 @@ typedef struct ra_cache {
 
 /* Makes the bookkeeping for a model. settings is taken over (also on failure).
  *   n_head_kv [n_layer]
+ *   n_swa     [n_layer] windows, 0: none; NULL: no layer has one
  * RA_STATUS_INVALID, BUDGET or NO_MEMORY; *out is NULL then. */
 ra_status ra_cache_init(ra_cache ** out, ra_settings * settings, int32_t n_layer,
-                        const int32_t * n_head_kv);
+                        const int32_t * n_head_kv, const int32_t * n_swa);
 void      ra_cache_free(ra_cache * c); /* NULL ok */
 
-/* *layers [n_layer] out: budgets split for a protected prefix of n_protect; NULL on failure. */
+/* *layers [n_layer] out: budgets split for a protected prefix of n_protect over the layers without a
+ * window, budget_swa in each of the others; NULL on failure. */
 ra_status ra_layers_make(const ra_settings * s, int32_t n_protect, int32_t n_layer,
-                         const int32_t * n_head_kv, ra_layer ** layers);
+                         const int32_t * n_head_kv, const int32_t * n_swa, ra_layer ** layers);
 void      ra_layers_free(ra_layer * layers, int32_t n_layer); /* NULL ok */
+
+/* Windows (windows.c). */
+
+/* Tokens per KV head of a layer with a window of n_swa: all of it, if budget_swa is as large. */
+int32_t ra_window_budget(const ra_config * cfg, int32_t n_swa);
+
+/* First positions that layer l protects of the sequence's n_protect: none, if it has a window. */
+int32_t ra_layer_protects(const ra_layer * l, int32_t n_protect);
+
+/* Rows at the beginning of the segment of head ih that a query at position pos does not see. */
+int32_t ra_head_dead(const ra_layer * l, int32_t ih, int32_t pos);
+
+/* Whether every head can hold all tokens of the window: then no others are evicted. */
+bool ra_layer_holds_window(const ra_layer * l);
+
+/* Takes the rows that no query from position n_pos on sees out of the segments, for a compression:
+ * offset and used are of the others, n_dead says how many there were. And puts them back. */
+void ra_layer_hide_dead(ra_layer * l, int32_t n_pos);
+void ra_layer_show_dead(ra_layer * l);
+
+/* Reports a planned layer (trace.c); left out when memory is short. */
+void ra_trace_layer(const ra_cache * c, int32_t il);
 
 /* Puts `layers` in the place of the cache's, with scratch for the largest; frees them on failure. */
 ra_status ra_cache_use_layers(ra_cache * c, ra_layer * layers);

@@ -114,7 +114,7 @@ static ra_status ra_score_layer(ra_cache * c, const ra_cache_ops * ops, uint32_t
         st                = ra_head_features(c, ops, needs, il, ih, n_obs, at, &f);
         if (st == RA_STATUS_OK) {
             c->settings.policy->score(cfg, &f, score);
-            ra_score_protect(cfg, c->n_protect, &f, score);
+            ra_score_protect(cfg, ra_layer_protects(l, c->n_protect), &f, score);
         }
         if (st == RA_STATUS_OK && cfg->value_guard > 0.0f) {
             ra_score_guard(cfg, &f, score);
@@ -144,9 +144,29 @@ static ra_status ra_check_planned(const ra_layer * l, int32_t il, int32_t buffer
     return RA_STATUS_OK;
 }
 
+/* All tokens of a layer stay. */
+static void ra_plan_all(ra_cache * c, ra_layer * l) {
+    const size_t n_state = (size_t) c->settings.policy->n_state;
+    float *      score   = c->score;
+    for (int32_t ih = 0; ih < l->n_head_kv; ++ih) {
+        const size_t begin = n_state * (size_t) l->offset[ih];
+        memcpy(l->state_out + begin, l->state + begin,
+               n_state * (size_t) l->used[ih] * sizeof(*l->state));
+        memset(l->keep + l->offset[ih], 1, (size_t) l->used[ih]);
+        for (int32_t i = 0; i < l->used[ih]; ++i) {
+            *score++ = INFINITY;
+        }
+        l->planned[ih] = l->initial[ih];
+    }
+}
+
 /* Plans one layer: l->keep and l->planned. */
 static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t il) {
-    ra_layer *     l     = &c->layers[il];
+    ra_layer * l = &c->layers[il];
+    if (ra_layer_holds_window(l)) {
+        ra_plan_all(c, l);
+        return RA_STATUS_OK;
+    }
     const int32_t  n_obs = ra_cache_list_queries(c, il);
     const uint32_t needs = ra_cache_needs(c);
     ra_status      st    = RA_STATUS_OK;
@@ -161,7 +181,7 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
     }
     const ra_alloc_heads_in in = {
         .n_head_kv = l->n_head_kv,
-        .base      = ra_config_base(&c->settings.cfg, c->n_protect),
+        .base      = ra_config_base(&c->settings.cfg, ra_layer_protects(l, c->n_protect)),
         .n_kv      = l->used,
         .score     = c->score,
         .initial   = l->initial,
@@ -183,53 +203,6 @@ static ra_status ra_plan_layer(ra_cache * c, const ra_cache_ops * ops, int32_t i
     return st;
 }
 
-/* dst [sum of used] <- the rows in use of src [n_slots], both of values of `size` bytes */
-static void * ra_gather_rows(const ra_layer * l, const void * src, size_t size) {
-    char * dst = ra_calloc((size_t) l->n_slots, size);
-    size_t n   = 0;
-    for (int32_t ih = 0; ih < l->n_head_kv && dst != NULL; ++ih) {
-        memcpy(dst + n * size, (const char *) src + (size_t) l->offset[ih] * size,
-               (size_t) l->used[ih] * size);
-        n += (size_t) l->used[ih];
-    }
-    return dst;
-}
-
-/* Reports a planned layer; left out when memory is short. */
-static void ra_trace_layer(const ra_cache * c, int32_t il) {
-    const ra_layer * l      = &c->layers[il];
-    const ra_merge * m      = l->merge;
-    int32_t *        pos    = ra_gather_rows(l, l->pos, sizeof(*pos));
-    uint8_t *        keep   = ra_gather_rows(l, l->keep, sizeof(*keep));
-    int32_t *        target = m != NULL ? ra_gather_rows(l, m->target, sizeof(*target)) : NULL;
-    float *          share  = m != NULL ? ra_gather_rows(l, m->share, sizeof(*share)) : NULL;
-    float *          bias   = m != NULL ? ra_gather_rows(l, m->bias_out, sizeof(*bias)) : NULL;
-    if (pos != NULL && keep != NULL &&
-        (m == NULL || (target != NULL && share != NULL && bias != NULL))) {
-        const ra_trace_event event = {
-            .seq_id        = c->seq_id,
-            .i_compression = c->n_compressions,
-            .n_pos         = c->n_pos,
-            .il            = il,
-            .n_head_kv     = l->n_head_kv,
-            .n_kv          = l->used,
-            .pos           = pos,
-            .score         = c->score,
-            .keep          = keep,
-            .budgets       = l->planned,
-            .target        = target,
-            .share         = share,
-            .bias          = bias,
-        };
-        c->trace(c->trace_user, &event);
-    }
-    ra_free(pos);
-    ra_free(keep);
-    ra_free(target);
-    ra_free(share);
-    ra_free(bias);
-}
-
 /* What is kept of the token in row src is, from now on, of row dst. The row itself is moved apart. */
 static void ra_row_copy(ra_layer * l, int32_t n_state, int32_t dst, int32_t src) {
     l->pos[dst] = l->pos[src];
@@ -244,16 +217,20 @@ static void ra_row_copy(ra_layer * l, int32_t n_state, int32_t dst, int32_t src)
     }
 }
 
-/* Packs the kept rows of head ih to the front of its segment. */
+/* Packs the kept rows of head ih to the front of its segment, over those that are dead. */
 static void ra_pack_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int32_t ih) {
     ra_layer *      l       = &c->layers[il];
     const int32_t   offset  = l->offset[ih];
+    const int32_t   front   = offset - l->n_dead[ih];
     const int32_t   n_state = c->settings.policy->n_state;
     const size_t    n_begin = (size_t) n_state * (size_t) offset;
     const uint8_t * keep    = l->keep + offset;
     int32_t         n_kept  = 0;
     memcpy(l->state + n_begin, l->state_out + n_begin,
            (size_t) n_state * (size_t) l->used[ih] * sizeof(*l->state));
+    if (front < offset && l->pos[front] < c->min_evicted) {
+        c->min_evicted = l->pos[front];
+    }
     for (int32_t i = 0; i < l->used[ih];) {
         if (!keep[i]) {
             const int32_t pos = l->pos[offset + i];
@@ -263,17 +240,20 @@ static void ra_pack_head(ra_cache * c, const ra_cache_ops * ops, int32_t il, int
         }
         int32_t end = i;
         for (; end < l->used[ih] && keep[end]; ++end) {
-            ra_row_copy(l, n_state, offset + n_kept + end - i, offset + end);
+            ra_row_copy(l, n_state, front + n_kept + end - i, offset + end);
         }
-        if (n_kept != i) {
-            ops->move(ops->user, il, offset + n_kept, offset + i, end - i);
+        if (front + n_kept != offset + i) {
+            ops->move(ops->user, il, front + n_kept, offset + i, end - i);
         }
         n_kept += end - i;
         i = end;
     }
-    l->n_evicted[ih] += l->used[ih] - n_kept;
-    c->n_evicted += l->used[ih] - n_kept;
-    l->used[ih] = n_kept;
+    const int32_t n_gone = l->n_dead[ih] + l->used[ih] - n_kept;
+    l->n_evicted[ih] += n_gone;
+    c->n_evicted += n_gone;
+    l->offset[ih] = front;
+    l->used[ih]   = n_kept;
+    l->n_dead[ih] = 0;
 }
 
 /* Moves the packed segment of head ih to row `offset` of the pool. */
@@ -345,6 +325,7 @@ ra_status ra_cache_compress(ra_cache * c, const ra_cache_ops * ops, int32_t * n_
         if (!l->is_planned) {
             continue;
         }
+        ra_layer_hide_dead(l, c->n_pos);
         st = ra_plan_layer(c, ops, il);
         if (st == RA_STATUS_OK && c->trace != NULL) {
             ra_trace_layer(c, il);
@@ -355,6 +336,9 @@ ra_status ra_cache_compress(ra_cache * c, const ra_cache_ops * ops, int32_t * n_
             st = ra_commit_layer(c, ops, il);
             n_packed += st == RA_STATUS_OK;
         }
+    }
+    for (int32_t il = 0; il < c->n_layer; ++il) {
+        ra_layer_show_dead(&c->layers[il]); /* of what was not packed */
     }
     c->n_compressions += n_packed > 0;
     if (n_layers_out != NULL) {

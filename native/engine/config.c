@@ -157,6 +157,7 @@ ra_status ra_config_check(const ra_config * cfg) {
     RA_TRY(ra_check_range("n_window", cfg->n_window, 1, RA_MAX_WINDOW));
     RA_TRY(ra_check_range("n_draft", cfg->n_draft, 0, RA_MAX_WINDOW));
     RA_TRY(ra_check_range("n_protect", cfg->n_protect, 0, RA_MAX_TOKENS));
+    RA_TRY(ra_check_range("budget_swa", cfg->budget_swa, 0, RA_MAX_TOKENS));
     RA_TRY(ra_check_range("pool_kernel", cfg->pool_kernel, 1, 255));
     if (cfg->pool_kernel % 2 == 0) {
         return ra_error(RA_STATUS_INVALID, "pool_kernel = %d must be odd", cfg->pool_kernel);
@@ -191,6 +192,14 @@ ra_status ra_config_check(const ra_config * cfg) {
                         "choose; use a budget of at least %d",
                         cfg->budget, cfg->n_protect > cfg->n_sink ? "protected prompt" : "sinks",
                         floor - cfg->n_window - 1, cfg->n_window, floor);
+    }
+    const int32_t floor_swa = ra_config_floor(cfg, 0);
+    if (cfg->budget_swa != 0 && cfg->budget_swa < floor_swa) {
+        return ra_error(
+            RA_STATUS_BUDGET,
+            "budget_swa %d is too small: the sinks (%d) and the window (%d) leave no token "
+            "to choose; use at least %d, or 0 for llama.cpp's own cache of windows",
+            cfg->budget_swa, cfg->n_sink, cfg->n_window, floor_swa);
     }
     RA_TRY(ra_check_table("layer_budgets", cfg->layer_budgets, cfg->n_layer_budgets, floor));
     RA_TRY(ra_check_table("head_budgets", cfg->head_budgets, cfg->n_head_budgets, floor));

@@ -70,7 +70,7 @@ struct llama_model;
 /* ------------------------------------------------------------------------------------------- */
 
 /* Raised whenever a struct or a function of this header changes incompatibly. */
-#define RA_ABI_VERSION 4
+#define RA_ABI_VERSION 5
 
 typedef enum ra_status {
     RA_STATUS_OK          = 0,
@@ -130,6 +130,13 @@ typedef struct ra_config {
     int32_t n_protect; /* positions [0, n_protect) are never evicted; >= 0. Default 0. See
                         * ra_set_protect() for a prompt whose length is known only later. */
 
+    /* Layers with a sliding window. 0: they stay in llama.cpp's own cache of windows, as long as it makes it.
+     * Else they have pools as well, of min(budget_swa, window) + buffer rows per KV head: a token out of the
+     * window is not attended, goes at the next compression whatever protects it, and where the window fits,
+     * nothing else does. Sinks stay while they are in the window; n_protect and merging are for the other
+     * layers only. At least n_sink + n_window + 1. Default 0. */
+    int32_t budget_swa;
+
     const char * policy; /* name of a registered policy (ra_policy_name()). Default "rkv". */
 
     /* parameters of the policies; each header in native/policy says which it reads */
@@ -154,11 +161,13 @@ typedef struct ra_config {
 
     /* Optional tables; the caller keeps them, they are copied. NULL: uniform.
      * Every entry must hold n_sink + n_window + 1 tokens. */
-    const int32_t * layer_budgets;   /* [n_layer_budgets]: B(l), tokens per KV head of layer l */
-    size_t          n_layer_budgets; /* 0 or n_layer of the model */
-    const int32_t * head_budgets;    /* [n_head_budgets]: tokens of head ih of layer il, packed
+    const int32_t *
+           layer_budgets;   /* [n_layer_budgets]: B(l), tokens per KV head of layer l; what it says
+                                      * of layers without a budget, or with a window, is not read */
+    size_t n_layer_budgets; /* 0 or n_layer of the model */
+    const int32_t * head_budgets;   /* [n_head_budgets]: tokens of head ih of layer il, packed
                                       * layer after layer; overrides layer_budgets */
-    size_t          n_head_budgets;  /* 0 or the sum of n_head_kv over the layers */
+    size_t          n_head_budgets; /* 0 or the sum of n_head_kv over the layers that grow */
 
     /* Names of registered allocators (native/engine/registry.c). NULL: "uniform". */
     const char *
@@ -277,7 +286,9 @@ typedef struct ra_stats {
         scratch_bytes; /* buffers reserved for compressions (device and host) of all sequences, complete from
                              * the first decode on; they grow only for a head that
                              * ra_set_head_budgets() makes longer than any before */
-    int64_t kv_bytes_full;  /* what the stock cache's rows for n_pos tokens take */
+    int64_t
+        kv_bytes_full; /* what the stock cache's rows for n_pos tokens take; of layers with a window that
+                             * have pools, for as many as the window holds */
     int64_t n_evicted;      /* (token, head) entries evicted since the last clear; those of a tail
                              * that was dropped since do not count */
     int64_t n_entries;      /* (token, head) entries held now */
@@ -316,7 +327,7 @@ RA_API int32_t ra_n_head_kv(const struct llama_context * ctx, int32_t il);
 RA_API int32_t ra_kept_positions(const struct llama_context * ctx, int32_t seq_id, int32_t il,
                                  int32_t ih, int32_t * pos, int32_t n_max);
 
-/* Bytes of K and V rows that one token takes in all heads of all layers: the stock cache holds
+/* Bytes of K and V rows that one token takes in all heads of all layers that grow: the stock cache holds
  * n_tokens times this. -1 without a budgeted cache. */
 RA_API int64_t ra_row_bytes(const struct llama_context * ctx);
 
@@ -340,7 +351,8 @@ typedef struct ra_trace_event {
     const int32_t * n_kv; /* [n_head_kv]   tokens of each head before the compression */
     const int32_t * pos;  /* [sum of n_kv] their positions */
     const float *
-        score; /* [sum of n_kv] the policy's scores; +INFINITY where the token must stay */
+        score; /* [sum of n_kv] the policy's scores; +INFINITY where the token must stay, -INFINITY
+                * where it is out of the layer's window */
     const uint8_t * keep;    /* [sum of n_kv] 1 = stays, 0 = evicted */
     const int32_t * budgets; /* [n_head_kv]   head budgets of this compression */
     /* merging; NULL without it */

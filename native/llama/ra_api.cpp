@@ -94,7 +94,7 @@ static void ra_add_stats(const ra_stream & s, ra_stats * st) {
     st->peak_tokens = std::max(st->peak_tokens, c.peak_tokens);
     st->kv_bytes += s.store.kv_bytes();
     st->window_bytes += s.store.window_bytes();
-    st->kv_bytes_full += s.store.row_bytes() * c.n_pos;
+    st->kv_bytes_full += s.store.full_bytes(c.n_pos);
     st->n_evicted += c.n_evicted;
     st->n_compressions += c.n_compressions;
     st->compress_us += s.compress_us;

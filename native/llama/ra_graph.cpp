@@ -4,8 +4,8 @@
 // Rows are written with one SET_ROWS per tensor. Reading: where all heads of a layer hold equally
 // many rows at equal distances, one attention op over a strided view serves the layer; else one op
 // per KV head, or one masked op over the pool (ra_graph_layer.cpp). But for the latter, masks are
-// views, at different offsets, of one row of zeros followed by -infinity; once tokens were merged, each head
-// has a mask of its own, with the biases of its keys.
+// views, at different offsets, of one row of zeros followed by -infinity; once tokens were merged, or are out
+// of a layer's window, each head has a mask of its own, with the biases of its keys.
 #include "ra_graph.h"
 
 #include "ra_llama.h"
@@ -80,10 +80,19 @@ static void ra_store(const llm_graph_context & graph, ggml_tensor * pool, ggml_t
     ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, pool, cur, rows));
 }
 
-// remembers the newest queries q_cur [head_dim, n_head, n_tokens] for the policy
+// remembers the newest queries q_cur [head_dim, n_head, n_tokens] of the i_reader-th layer that reads the rows,
+// for the policy
 static void ra_store_window(const llm_graph_context & graph, const ra_graph_part * inp,
-                            ggml_tensor * pool, ggml_tensor * q_cur) {
-    const int64_t n   = inp->window->ne[0];
+                            const ra_tensors & t, ggml_tensor * q_cur, int32_t i_reader) {
+    if (inp->window == nullptr || i_reader >= t.n_pooled) {
+        return;
+    }
+    const int64_t n_ring = t.q->ne[1] / t.n_pooled;
+    ggml_tensor * pool   = t.n_pooled == 1
+                               ? t.q
+                               : ggml_view_2d(graph.ctx0, t.q, t.q->ne[0], n_ring, t.q->nb[1],
+                                              size_t(i_reader * n_ring) * t.q->nb[1]);
+    const int64_t n      = inp->window->ne[0];
     ggml_tensor * cur = ggml_view_3d(graph.ctx0, q_cur, q_cur->ne[0], q_cur->ne[1], n, q_cur->nb[1],
                                      q_cur->nb[2], size_t(q_cur->ne[2] - n) * q_cur->nb[2]);
     cur               = ggml_is_contiguous(cur) ? cur : ggml_cont(graph.ctx0, cur);
@@ -184,6 +193,11 @@ static void ra_note_model(const llm_graph_context & graph, const ra_graph_part &
     t.sinks        = attn.sinks;
     t.n_hadamard   = attn.k_rot == nullptr ? 0 : (int32_t) attn.k_rot->ne[0];
     t.n_hadamard_v = attn.v_rot == nullptr ? 0 : (int32_t) attn.v_rot->ne[0];
+    if (t.n_pooled > 1 && t.sinks != nullptr) {
+        ra_error(RA_STATUS_UNSUPPORTED,
+                 "layers that share rows and have attention sinks are not supported with a budget");
+        ra_throw_last();
+    }
     if (!t.rope.is_known && (ra_cache_needs(&part.view.cache()) & RA_FEATURE_CENTRES) != 0 &&
         ra_rope_find(attn.k, &t.rope) != RA_STATUS_OK) {
         ra_throw_last();
@@ -199,9 +213,6 @@ static void ra_store_rows(const llm_graph_context & graph, const ra_graph_part *
     if (t.has_own_v()) {
         ra_store(graph, t.v, attn.v, rows);
     }
-    if (part->window != nullptr) {
-        ra_store_window(graph, part, t.q, attn.q);
-    }
 }
 
 static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * part,
@@ -210,7 +221,7 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
     const ra_layer &    l   = part->view.cache().layers[il];
     const ra_tensors &  t   = part->view.tensors(il);
     const ra_attend_way way = part->ways[il];
-    if (way == RA_ATTEND_EVEN && !part->is_biased[il]) {
+    if (way == RA_ATTEND_EVEN && !part->has_masks[il]) {
         return ra_attend_even(graph, part, t, l, attn.q, attn.sinks, attn.kq_scale, il);
     }
     if (way != RA_ATTEND_BY_HEAD && part->n_tokens == 1 && attn.sinks == nullptr) {
@@ -228,11 +239,17 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
 
 ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
     const ra_batch_view * batch = ra_batch_of(graph.mctx);
-    // the layer whose rows are read: of layers that share those of another, its last without a window
-    const bool shares = attn.k == nullptr && !graph.hparams.is_swa((uint32_t) attn.il);
-    const int  il     = shares ? graph.hparams.n_layer_kv_from_start - 1 : attn.il;
+    // the layer whose rows are read: of layers that share those of another, the last of their kind
+    const bool shares = attn.k == nullptr;
+    const int  back   = graph.hparams.is_swa((uint32_t) attn.il) ? 2 : 1;
+    const int  il     = shares ? graph.hparams.n_layer_kv_from_start - back : attn.il;
     if (batch == nullptr || !batch->has_layer(il)) {
         return nullptr;
+    }
+    int32_t i_reader =
+        shares ? 1 : 0; // of the layers that read the rows: the owner, then in their order
+    for (int32_t i = graph.hparams.n_layer_kv_from_start; shares && i < attn.il; ++i) {
+        i_reader += graph.hparams.is_swa((uint32_t) i) == graph.hparams.is_swa((uint32_t) attn.il);
     }
     GGML_ASSERT(attn.kq_b == nullptr);
     ra_graph_input *           inp = ra_input_of(graph, *batch);
@@ -253,6 +270,7 @@ ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn
             ra_note_model(graph, part, attn);
             ra_store_rows(graph, &part, own);
         }
+        ra_store_window(graph, &part, part.view.tensors(il), own.q, i_reader);
         parts.push_back(ra_attend(graph, &part, own));
     }
     return ra_join(graph.ctx0, std::move(parts), 1);

@@ -24,7 +24,7 @@ class ra_graph_part {
 
     ggml_tensor * rows_of(ggml_context * ctx, int32_t il) const;
     ggml_tensor * mask_of(const llm_graph_context & graph, int32_t n_used, int32_t n_span) const;
-    // the same with the biases of head ih of layer il, where merging has left any
+    // the same of head ih of layer il, with the biases that merging has left, and its window
     ggml_tensor * mask_of_head(const llm_graph_context & graph, int32_t il, int32_t ih);
 
     // rows of the segment that the graph attends, free ones included (masked)
@@ -38,12 +38,13 @@ class ra_graph_part {
     uint64_t layout;     // of the cache when the graph was built; 0: worst case
     int32_t  n_since;    // likewise, before the micro-batch
 
-    std::vector<ra_attend_way> ways;      // [n_layer]
-    std::vector<bool>          is_biased; // [n_layer] merging has left biases
+    std::vector<ra_attend_way> ways; // [n_layer]
+    std::vector<bool>
+        has_masks; // [n_layer] its heads have masks of their own: of biases or windows
 
     ra_alibi alibi; // where the model has it
 
-    ra_layer_attention by_layer; // of layers that are biased, or attended RA_ATTEND_BY_LAYER
+    ra_layer_attention by_layer; // of layers that have masks of their own, or RA_ATTEND_BY_LAYER
 
     std::vector<size_t> rows_at; // [n_layer] first entry of the layer in `rows`
 
@@ -55,6 +56,7 @@ class ra_graph_part {
     ra_attend_way way_of(const llm_graph_context & graph, int32_t il) const;
     bool          is_even(int32_t il) const;
     bool          has_bias(int32_t il) const;
+    bool          has_dead(int32_t il) const;
 };
 
 class ra_graph_input : public llm_graph_input_i {

@@ -103,15 +103,16 @@ void ra_layer_attention::add_windows(const ra_view & view, int32_t il, ra_masks_
         }
     }
     w.kind    = kind;
+    w.n_masks = l.n_swa > 0 ? n_tokens : 1; // FIT: n_tokens is 1
     w.mask_at = n_values;
-    n_values += GGML_PAD(size_t(w.n_rows) * size_t(l.n_head_kv), RA_MASK_ALIGN);
+    n_values += GGML_PAD(size_t(w.n_rows * w.n_masks) * size_t(l.n_head_kv), RA_MASK_ALIGN);
 }
 
 // first value of the mask of head ih that is about its segment
 size_t ra_layer_attention::mask_begin(const ra_windows & w, int32_t ih, int32_t offset) const {
     const int64_t before = w.kind == RA_MASKS_OWN ? 0 : offset - ih * w.stride;
     GGML_ASSERT(before >= 0);
-    return w.mask_at + size_t(ih * w.n_rows + before);
+    return w.mask_at + size_t(ih * w.n_rows * w.n_masks + before);
 }
 
 // Biases do not change while a graph is used: in the type of the masks, at their places.
@@ -163,15 +164,42 @@ void ra_layer_attention::init(const llm_graph_context & graph, const ra_view & v
     }
 }
 
+// mask `i` of a layer; n_dead: rows at the beginning of the segment that are out of its sliding window
 template <typename T>
-static void ra_set_masks(T * data, const ra_windows & w, size_t begin, const T * biases, int32_t ih,
-                         int64_t n_visible, T zero, T minus_inf) {
-    T * mask = data + w.mask_at + size_t(ih * w.n_rows);
+static void ra_set_masks(T * data, const ra_windows & w, size_t begin, const T * biases, int32_t i,
+                         int64_t n_dead, int64_t n_visible, T zero, T minus_inf) {
+    T * mask = data + w.mask_at + size_t(i * w.n_rows);
     std::fill_n(mask, w.n_rows, minus_inf);
     if (biases != nullptr) {
         std::copy_n(biases + begin, n_visible, data + begin);
     } else {
         std::fill_n(data + begin, n_visible, zero);
+    }
+    std::fill_n(data + begin, n_dead, minus_inf);
+}
+
+// the masks of several tokens, in the layers with a sliding window
+void ra_layer_attention::set_windows(const ra_view & view) {
+    const ra_cache & c = view.cache();
+    for (int32_t il = 0; il < c.n_layer; ++il) {
+        const ra_windows & w = windows[il];
+        const ra_layer &   l = c.layers[il];
+        for (int64_t i = 0; i < l.n_head_kv * w.n_masks && w.n_rows > 0 && l.n_swa > 0; ++i) {
+            const int32_t ih        = int32_t(i / w.n_masks);
+            const int32_t t         = int32_t(i % w.n_masks);
+            const int64_t n_visible = view.n_used(il, ih, n_tokens) + t + 1;
+            const int64_t n_dead    = ra_head_dead(&l, ih, c.n_pos - n_tokens + t);
+            GGML_ASSERT(n_dead < n_visible && n_visible <= w.n_rows);
+            const size_t begin = w.mask_at + size_t(i * w.n_rows);
+            if (masks_in->type == GGML_TYPE_F16) {
+                ra_set_masks<ggml_fp16_t>((ggml_fp16_t *) masks_in->data, w, begin, nullptr,
+                                          (int32_t) i, n_dead, n_visible, ggml_fp32_to_fp16(0.0f),
+                                          ggml_fp32_to_fp16(-INFINITY));
+            } else {
+                ra_set_masks<float>((float *) masks_in->data, w, begin, nullptr, (int32_t) i,
+                                    n_dead, n_visible, 0.0f, -INFINITY);
+            }
+        }
     }
 }
 
@@ -186,6 +214,7 @@ void ra_layer_attention::set_input(const ra_view & view) {
         } else {
             memcpy(masks_in->data, biases.data(), biases.size());
         }
+        set_windows(view);
         return;
     }
     const ra_cache & c      = view.cache();
@@ -196,13 +225,15 @@ void ra_layer_attention::set_input(const ra_view & view) {
         for (int32_t ih = 0; ih < l.n_head_kv && w.n_rows > 0; ++ih) {
             // the token at hand included
             const int64_t n_visible = view.n_used(il, ih, 1) + 1;
+            const int64_t n_dead    = ra_head_dead(&l, ih, c.n_pos - 1);
             const size_t  begin     = mask_begin(w, ih, l.offset[ih]);
             GGML_ASSERT(begin + size_t(n_visible) <= w.mask_at + size_t((ih + 1) * w.n_rows));
             if (masks_in->type == GGML_TYPE_F16) {
                 ra_set_masks((ggml_fp16_t *) masks_in->data, w, begin, (const ggml_fp16_t *) values,
-                             ih, n_visible, ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
+                             ih, n_dead, n_visible, ggml_fp32_to_fp16(0.0f),
+                             ggml_fp32_to_fp16(-INFINITY));
             } else {
-                ra_set_masks((float *) masks_in->data, w, begin, (const float *) values, ih,
+                ra_set_masks((float *) masks_in->data, w, begin, (const float *) values, ih, n_dead,
                              n_visible, 0.0f, -INFINITY);
             }
         }
@@ -218,9 +249,12 @@ ggml_tensor * ra_layer_attention::masks(const llm_graph_context & graph) {
 
 ggml_tensor * ra_layer_attention::head_mask(const llm_graph_context & graph, int32_t il, int32_t ih,
                                             int32_t offset, int64_t n_span) {
-    const size_t size = ggml_element_size(masks_in);
-    return ggml_view_2d(graph.ctx0, masks(graph), n_span, 1, size_t(n_span) * size,
-                        mask_begin(windows[il], ih, offset) * size);
+    const size_t       size = ggml_element_size(masks_in);
+    const ra_windows & w    = windows[il];
+    // masks of many tokens are large, and each is looked at once: no second copy of all of them
+    return ggml_view_2d(graph.ctx0, w.n_masks > 1 ? masks_in : masks(graph), n_span, w.n_masks,
+                        size_t(w.n_masks > 1 ? w.n_rows : n_span) * size,
+                        mask_begin(w, ih, offset) * size);
 }
 
 // the windows of a pool [head_dim, n_slots] as [head_dim, n_rows, 1, n_head_kv]

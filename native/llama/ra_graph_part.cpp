@@ -25,9 +25,9 @@ ra_graph_part::ra_graph_part(const llm_graph_context & graph, const ra_part & pa
             n_used_max = std::max(n_used_max, view.n_used(il, ih, n_tokens));
         }
         ways.push_back(way_of(graph, il));
-        is_biased.push_back(has_bias(il));
+        has_masks.push_back(has_bias(il) || has_dead(il));
         kinds.push_back(ways.back() == RA_ATTEND_BY_LAYER ? RA_MASKS_FIT
-                        : is_biased.back()                ? RA_MASKS_OWN
+                        : has_masks.back()                ? RA_MASKS_OWN
                                                           : RA_MASKS_NONE);
     }
     rows = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, (int64_t) n_rows);
@@ -64,7 +64,8 @@ ra_attend_way ra_graph_part::way_of(const llm_graph_context & graph, int32_t il)
 bool ra_graph_part::is_even(int32_t il) const {
     const ra_cache & c = view.cache();
     const ra_layer & l = c.layers[il];
-    if (view.worst_case() && c.settings.head_alloc->moves_budgets) {
+    // a compression may leave heads of a window with fewer tokens than others
+    if (view.worst_case() && (c.settings.head_alloc->moves_budgets || l.n_swa > 0)) {
         return false;
     }
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
@@ -80,6 +81,17 @@ bool ra_graph_part::is_even(int32_t il) const {
 bool ra_graph_part::has_bias(int32_t il) const {
     const ra_merge * merge = view.cache().layers[il].merge;
     return merge != nullptr && (view.worst_case() || merge->has_bias);
+}
+
+// whether a token is out of the window of a query of the micro-batch, or of a later one that the graph serves
+bool ra_graph_part::has_dead(int32_t il) const {
+    const ra_layer & l    = view.cache().layers[il];
+    const int32_t    last = view.cache().n_pos - 1 + n_ahead - n_tokens;
+    bool             has  = view.worst_case() && l.n_swa > 0;
+    for (int32_t ih = 0; ih < l.n_head_kv && !has; ++ih) {
+        has = ra_head_dead(&l, ih, last) > 0;
+    }
+    return has;
 }
 
 bool ra_graph_part::can_reuse(const ra_part & part) {
@@ -163,13 +175,14 @@ ggml_tensor * ra_graph_part::mask_of(const llm_graph_context & graph, int32_t n_
 ggml_tensor * ra_graph_part::mask_of_head(const llm_graph_context & graph, int32_t il, int32_t ih) {
     const int32_t n_used = view.n_used(il, ih, n_tokens);
     const int32_t span   = n_span(il, ih);
-    if (!is_biased[il]) {
+    if (!has_masks[il]) {
         return mask_of(graph, n_used, span);
     }
     ggml_tensor * biases =
         by_layer.head_mask(graph, il, ih, view.cache().layers[il].offset[ih], span);
-    if (n_tokens == 1) {
-        return biases; // and what is hidden
+    if (n_tokens == 1 || view.cache().layers[il].n_swa > 0) {
+        return ggml_is_contiguous(biases) ? biases
+                                          : ggml_cont(graph.ctx0, biases); // and what is hidden
     }
     ggml_tensor * shared = ggml_view_2d(graph.ctx0, mask, span, n_tokens, mask->nb[1],
                                         size_t(n_used_max - n_used) * mask->nb[0]);

@@ -46,6 +46,9 @@ static ra_status ra_check_context(const llama_model & model, const llama_memory_
                       "turn it off for architecture '%s'",
                       llm_arch_name(model.arch));
     }
+    if (st == RA_STATUS_OK && pending.settings.cfg.budget_swa > 0) {
+        st = ra_check_windows(model);
+    }
     if (st == RA_STATUS_OK && !cparams.causal_attn) {
         st = ra_error(RA_STATUS_UNSUPPORTED, "a budgeted cache needs causal attention");
     }
@@ -67,7 +70,8 @@ llama_memory_i * ra_memory_create(const llama_model & model, const llama_memory_
         if (ra_check_context(model, params, cparams) != RA_STATUS_OK) {
             ra_throw_last();
         }
-        stock = std::make_unique<ra_stock>(model, params, cparams);
+        stock =
+            std::make_unique<ra_stock>(model, params, cparams, pending.settings.cfg.budget_swa > 0);
         if (ra_check_policy(model, pending.settings, stock->left_out()) != RA_STATUS_OK) {
             ra_throw_last();
         }

@@ -28,7 +28,7 @@ llama_memory_i * ra_memory_create(const llama_model & model, const llama_memory_
 // --- llama_kv_cache::llama_kv_cache -------------------------------------------------------------
 
 // True if layer il of this cache goes into pools of ours, and gets no tensors here: while the stock part
-// of a budgeted memory is made, for caches without a window (grows).
+// of a budgeted memory is made, for caches without a window (grows), and if windows have a budget, for all.
 bool ra_takes_layer(uint32_t il, bool grows);
 
 // --- llama_context ----------------------------------------------------------------------------

@@ -106,10 +106,9 @@ size_t ra_score_graph::job_bytes(int32_t il, const ra_job & j) const {
     int64_t            n       = 0;
     size_t             n_again = 0;
     if (j.kind == RA_JOB_LOGITS || j.kind == RA_JOB_MASS) {
-        const int64_t n_group = t.n_head / t.n_head_kv;
-        n                     = ra_score_pad(j.n_kv) * j.n_rows * n_group;
+        n = ra_score_pad(j.n_kv) * j.n_rows * t.n_group();
         if (j.kind == RA_JOB_MASS) {
-            n += (int64_t) ra_mass_values(t, ra_score_pad(j.n_kv), j.n_rows, n_group);
+            n += (int64_t) ra_mass_values(t, ra_score_pad(j.n_kv), int64_t(j.n_rows) * t.n_pooled);
         }
     } else if (j.kind == RA_JOB_COSINES || j.kind == RA_JOB_COSINES_ALL || ra_has_index(j)) {
         n       = ra_score_pad(j.n_kv) * j.n_rows;
@@ -183,18 +182,18 @@ ggml_tensor * ra_score_graph::unit_of(int32_t il, shared & s) {
 
 ggml_tensor * ra_score_graph::queries_of(int32_t il, shared & s, int64_t n_obs) {
     if (s.queries == nullptr) {
-        const ra_tensors & t       = tensors()[il];
-        const int64_t      dim     = t.k->ne[0];
-        const int64_t      n_group = t.n_head / t.n_head_kv;
-        const size_t       row     = size_t(dim) * sizeof(float);
-        slots                      = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_obs);
+        const ra_tensors & t      = tensors()[il];
+        const int64_t      dim    = t.k->ne[0];
+        const int64_t      n_own  = t.n_own();
+        const int64_t      n_rows = n_obs * t.n_pooled;
+        const size_t       row    = size_t(dim) * sizeof(float);
+        slots                     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_rows);
         ggml_set_input(slots);
         ggml_set_output(slots);
         ggml_tensor * q = ggml_get_rows(ctx.get(), t.q, slots);
         ggml_set_output(q);
-        s.queries =
-            ggml_cont(ctx.get(), ggml_view_4d(ctx.get(), q, dim, n_obs, n_group, t.n_head_kv,
-                                              q->nb[1], row, size_t(n_group) * row, 0));
+        s.queries = ggml_cont(ctx.get(), ggml_view_4d(ctx.get(), q, dim, n_rows, n_own, t.n_head_kv,
+                                                      q->nb[1], row, size_t(n_own) * row, 0));
         ggml_set_output(s.queries);
     }
     return s.queries;
@@ -250,7 +249,7 @@ void ra_score_graph::add_job(int32_t il, shared & s, ra_job & j) {
             j.stride           = j.out->ne[0];
             if (j.kind == RA_JOB_MASS) {
                 ggml_set_output(j.out);
-                j.mass = { j.ih, j.n_rows, t.n_head / t.n_head_kv, j.stride, j.skip };
+                j.mass = { j.ih, j.n_rows * t.n_pooled, t.n_own(), j.stride, j.skip };
                 j.out  = ra_mass_build(ctx.get(), t, j.mass, j.out);
             }
             break;

@@ -85,7 +85,7 @@ class ra_score_graph {
     struct shared {
         ggml_tensor * keys        = nullptr; // [head_dim_k, n_slots] f32, until `unit` is made
         ggml_tensor * unit        = nullptr; // the same normalised, in the same memory
-        ggml_tensor * queries     = nullptr; // [head_dim_k, n_obs, n_group, n_head_kv] f32
+        ggml_tensor * queries     = nullptr; // [head_dim_k, n_obs * n_pooled, n_own, n_head_kv] f32
         ggml_tensor * value_norms = nullptr; // [1, n_slots] f32
         ggml_tensor * values      = nullptr; // [head_dim_v, n_slots] f32
         ggml_tensor * raw_keys    = nullptr; // [head_dim_k, n_slots] f32, never normalised

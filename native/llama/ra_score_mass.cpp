@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <cmath>
 
-size_t ra_mass_values(const ra_tensors & t, int64_t n_pad, int64_t n_obs, int64_t n_group) {
+size_t ra_mass_values(const ra_tensors & t, int64_t n_pad, int64_t n_obs) {
     const size_t n_align = 3 * 64; // each of them may begin at a multiple of 256 bytes
-    return size_t(n_pad) * size_t(n_obs + 1 + (t.max_alibi_bias > 0.0f ? n_group : 0)) + n_align;
+    return size_t(n_pad) * size_t(n_obs + 1 + (t.max_alibi_bias > 0.0f ? t.n_own() : 0)) + n_align;
 }
 
 static ggml_tensor * ra_input(ggml_context * ctx, int64_t ne0, int64_t ne1, int64_t ne2) {
@@ -56,9 +56,10 @@ void ra_mass_set_inputs(const ra_tensors & t, const ra_layer & l, const ra_mass_
     const int32_t   n_kv = l.used[j.ih];
     const float *   bias =
         l.merge != nullptr && l.merge->has_bias ? l.merge->bias + l.offset[j.ih] : nullptr;
-    float * row = ra_input_data(j.mask);
+    float *       row   = ra_input_data(j.mask);
+    const int32_t n_obs = j.n_obs / t.n_pooled; // of one layer
     for (int32_t o = 0; o < j.n_obs; ++o, row += j.n_pad) {
-        const int64_t n_seen = std::upper_bound(pos, pos + n_kv, obs_pos[o]) - pos;
+        const int64_t n_seen = std::upper_bound(pos, pos + n_kv, obs_pos[o % n_obs]) - pos;
         float *       seen   = row + j.skip;
         std::fill(row, seen, -INFINITY);
         if (bias != nullptr) {
@@ -74,7 +75,7 @@ void ra_mass_set_inputs(const ra_tensors & t, const ra_layer & l, const ra_mass_
         const float slope = ra_alibi_slope(t, j.ih * j.n_group + g);
         std::fill_n(row, j.n_pad, 0.0f);
         for (int32_t i = 0; i < n_kv; ++i) {
-            row[j.skip + i] = slope * float(pos[i] - obs_pos[j.n_obs - 1]);
+            row[j.skip + i] = slope * float(pos[i] - obs_pos[n_obs - 1]);
         }
     }
 }

@@ -7,9 +7,9 @@
 // one head's part of a graph
 struct ra_mass_job {
     int32_t ih;
-    int32_t n_obs;
-    int32_t n_group;
-    int64_t n_pad; // columns of its products, of which those from `skip` on are the head's tokens
+    int32_t n_obs;   // of all pooled layers, one after the other
+    int32_t n_group; // query heads of one layer
+    int64_t n_pad;   // columns of its products, of which those from `skip` on are the head's tokens
     int64_t skip;
 
     ggml_tensor * mask  = nullptr; // F32 [n_pad, n_obs] input: biases, -INFINITY: not seen
@@ -20,7 +20,7 @@ struct ra_mass_job {
 static constexpr size_t RA_MASS_TENSORS = 11;
 
 // Values that it makes, the inputs included, beside the products.
-size_t ra_mass_values(const ra_tensors & t, int64_t n_pad, int64_t n_obs, int64_t n_group);
+size_t ra_mass_values(const ra_tensors & t, int64_t n_pad, int64_t n_obs);
 
 // Sums [n_pad], over the queries and query heads, of the attention as the model attends: with its soft cap,
 // sinks and biases.
@@ -29,6 +29,6 @@ ggml_tensor * ra_mass_build(ggml_context * ctx, const ra_tensors & t, ra_mass_jo
                             ggml_tensor * kq);
 
 // Fills the inputs, once they have memory.
-//   obs_pos [n_obs] positions of the queries, ascending; each sees some token of the head, at least its own
+//   obs_pos positions of the queries of one layer, ascending; each sees some token of the head, at least its own
 void ra_mass_set_inputs(const ra_tensors & t, const ra_layer & l, const ra_mass_job & j,
                         const int32_t * obs_pos);

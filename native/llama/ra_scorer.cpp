@@ -26,26 +26,28 @@ void ra_scorer::reserve() {
 void ra_scorer::reserve(uint32_t needs) {
     const bool needs_sum =
         needs & (RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS | RA_FEATURE_VALUE_DIST);
-    size_t n_logits = 0;
-    size_t n_sinks  = 0;
-    size_t dim      = 0;
-    bool   is_host  = true;
+    size_t n_logits  = 0;
+    size_t n_sinks   = 0;
+    size_t n_queries = 0;
+    size_t dim       = 0;
+    bool   is_host   = true;
     for (int32_t il = 0; il < cache().n_layer; ++il) {
         const ra_layer &   l = cache().layers[il];
         const ra_tensors & t = tensors()[il];
         if (l.n_head_kv == 0) {
             continue;
         }
-        n_logits = std::max(n_logits, size_t(t.n_head / l.n_head_kv) * cache().n_ring * l.n_slots);
-        dim      = std::max(dim, size_t(std::max(t.k->ne[0], t.v->ne[0])));
-        n_sinks  = t.sinks != nullptr ? std::max(n_sinks, size_t(t.n_head)) : n_sinks;
-        is_host  = is_host && ggml_backend_buffer_is_host(t.k->buffer);
+        n_logits  = std::max(n_logits, size_t(t.n_group()) * cache().n_ring * l.n_slots);
+        n_queries = std::max(n_queries, size_t(cache().n_ring) * size_t(t.n_pooled));
+        dim       = std::max(dim, size_t(std::max(t.k->ne[0], t.v->ne[0])));
+        n_sinks   = t.sinks != nullptr ? std::max(n_sinks, size_t(t.n_head)) : n_sinks;
+        is_host   = is_host && ggml_backend_buffer_is_host(t.k->buffer);
     }
     scratch.reserve(graph.build_largest(needs), "scores");
 
     ra_grow(logits, needs & RA_FEATURE_ATTN_LOGITS ? n_logits : 0);
     ra_grow(attn_mass, needs & RA_FEATURE_ATTN_MASS ? cache().n_slots_max : 0);
-    ra_grow(query_slots, needs & RA_FEATURES_OF_QUERIES ? cache().n_ring : 0);
+    ra_grow(query_slots, needs & RA_FEATURES_OF_QUERIES ? n_queries : 0);
     sinks.reserve(needs & RA_FEATURE_ATTN_LOGITS ? n_sinks : 0);
     ra_grow(key_sim, needs & RA_FEATURE_KEY_SIM ? cache().n_slots_max : 0);
     ra_grow(key_cos, needs & RA_FEATURE_KEY_COS ? cache().n_slots_max : 0);
@@ -99,7 +101,7 @@ bool ra_scorer::list_jobs_again(int32_t il, int32_t ih) {
 // where the results of each head are
 void ra_scorer::place_heads(int32_t il) {
     const ra_layer & l       = cache().layers[il];
-    const size_t     n_query = size_t(tensors()[il].n_head / l.n_head_kv) * size_t(n_obs);
+    const size_t     n_query = size_t(tensors()[il].n_group()) * size_t(n_obs);
     logits_at.assign(l.n_head_kv, 0);
     tokens_at.assign(l.n_head_kv, 0);
     for (int32_t ih = 1; ih < l.n_head_kv; ++ih) {
@@ -145,8 +147,8 @@ ra_status ra_scorer::begin(uint32_t needs, int32_t il, int32_t n_queries, const 
             ra_alike_begin(l.used[ih], l.pos + l.offset[ih], l.n_pos_scored, l.alike + l.offset[ih],
                            newer.data() + tokens_at[ih], older.data() + tokens_at[ih]);
     }
-    for (int32_t o = 0; o < n_obs && (needs & RA_FEATURES_OF_QUERIES); ++o) {
-        query_slots[size_t(o)] = queries[o] % cache().n_ring;
+    for (int32_t i = 0; i < n_obs * t.n_pooled && (needs & RA_FEATURES_OF_QUERIES); ++i) {
+        query_slots[size_t(i)] = queries[i % n_obs] % cache().n_ring + i / n_obs * cache().n_ring;
     }
     std::fill(attn_mass.begin(), attn_mass.end(), 0.0f); // without queries there is none
     ra_list_jobs(jobs, l.used, n_old.data(), l.n_head_kv, n_obs, needs);
@@ -260,21 +262,23 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
     const ra_layer & l = cache().layers[il];
     const float *    bias =
         l.merge != nullptr && l.merge->has_bias ? l.merge->bias + l.offset[j.ih] : nullptr;
-    const ra_tensors &   t       = tensors()[il];
-    const int32_t        n_group = t.n_head / t.n_head_kv;
-    const ra_logit_cap & cap     = t.logit;
-    const float *        src     = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
-    float *              dst     = logits.data() + logits_at[j.ih];
+    const ra_tensors &   t     = tensors()[il];
+    const int32_t        n_own = t.n_own();
+    const ra_logit_cap & cap   = t.logit;
+    const float *        src   = fetch(j.out, j.skip, ggml_nelements(j.out) - j.skip);
+    float *              dst   = logits.data() + logits_at[j.ih];
     for (int32_t o = 0; o < n_obs; ++o) {
-        for (int32_t g = 0; g < n_group; ++g, dst += j.n_kv) {
-            const float * row = src + (int64_t(g) * n_obs + o) * j.stride;
+        for (int32_t q = 0; q < t.n_group(); ++q, dst += j.n_kv) {
+            const int32_t g = q % n_own;
+            const float * row =
+                src + ((int64_t(g) * t.n_pooled + q / n_own) * n_obs + o) * j.stride;
             std::transform(row, row + j.n_kv, dst, [&](float x) {
                 return cap.after * (cap.cap == 0.0f ? x : cap.cap * std::tanh(cap.before * x));
             });
             for (int32_t i = 0; bias != nullptr && i < j.n_kv; ++i) {
                 dst[i] += bias[i];
             }
-            const float slope = t.max_alibi_bias > 0.0f ? ra_alibi_slope(t, j.ih * n_group + g) : 0;
+            const float slope = t.max_alibi_bias > 0.0f ? ra_alibi_slope(t, j.ih * n_own + g) : 0;
             for (int32_t i = 0; slope > 0.0f && i < j.n_kv; ++i) {
                 dst[i] -= slope * float(obs_pos[o] - l.pos[l.offset[j.ih] + i]);
             }
@@ -285,7 +289,7 @@ void ra_scorer::read_logits(int32_t il, const ra_job & j) {
 // sums to means over the queries that see a token, and the query heads
 void ra_scorer::read_mass(int32_t il, const ra_job & j) {
     const ra_layer & l       = cache().layers[il];
-    const float      n_group = float(tensors()[il].n_head / tensors()[il].n_head_kv);
+    const float      n_group = float(tensors()[il].n_group());
     float *          dst     = attn_mass.data() + tokens_at[j.ih];
     ra_features      f       = {};
     f.n_kv                   = j.n_kv;
@@ -374,7 +378,7 @@ void ra_scorer::read(int32_t il, const ra_job & j) {
 }
 
 void ra_scorer::features(ra_features * f) const {
-    f->n_group      = tensors()[f->il].n_head / tensors()[f->il].n_head_kv;
+    f->n_group      = tensors()[f->il].n_group();
     const size_t at = tokens_at[f->ih];
     f->sinks        = sinks.empty() ? nullptr : sinks.data() + size_t(f->ih) * size_t(f->n_group);
     f->attn_logits  = logits.empty() ? nullptr : logits.data() + logits_at[f->ih];

@@ -5,6 +5,7 @@
 // read is checked before it is used: state files are untrusted.
 #include "ra_state.h"
 
+#include <algorithm>
 #include <cstring>
 
 static constexpr uint32_t RA_STATE_MAGIC   = 0x56534152; // "RASV"
@@ -18,8 +19,8 @@ struct ra_state_header {
     int32_t  n_layer;
     int32_t  buffer;
     int32_t  n_ring;
-    int32_t  has_window;
-    int32_t  n_state; // numbers that the policy keeps with a token
+    int32_t  n_pooled; // most layers whose queries are remembered with a layer; 0: no queries are
+    int32_t  n_state;  // numbers that the policy keeps with a token
     int32_t  merge;
 };
 
@@ -60,13 +61,17 @@ template <typename T> static T ra_read(llama_io_read_i & io) {
 }
 
 static ra_state_header ra_header_of(const ra_storage & store) {
-    const ra_cache * c = store.cache.get();
+    const ra_cache * c        = store.cache.get();
+    int32_t          n_pooled = 0;
+    for (const ra_tensors & t : store.tensors) {
+        n_pooled = store.needs_window ? std::max(n_pooled, t.n_pooled) : 0;
+    }
     return { RA_STATE_MAGIC,
              RA_STATE_VERSION,
              c->n_layer,
              c->settings.cfg.buffer,
              c->n_ring,
-             store.needs_window ? 1 : 0,
+             n_pooled,
              c->settings.policy->n_state,
              c->settings.cfg.merge };
 }

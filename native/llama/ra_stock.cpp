@@ -1,9 +1,9 @@
 // ra_stock.cpp - see ra_stock.h
 //
-// llama_model::create_memory() is called once more, and llama_kv_cache asks for every layer of a cache
-// without a window whether it is ours (ra_takes_layer()): so which layers grow is what llama.cpp itself
-// decides, for every architecture. The cache that they are left out of has no tensors; it still finds
-// cells for tokens, as graphs make their inputs of it, and forgets them before each batch: a few
+// llama_model::create_memory() is called once more, and llama_kv_cache asks for every layer whether it is
+// ours (ra_takes_layer()), and says whether the layer has a window: so which layers grow is what llama.cpp
+// itself decides, for every architecture. A cache that layers are left out of has no tensors; it still
+// finds cells for tokens, as graphs make their inputs of it, and forgets them before each batch: a few
 // thousand cells will do, however long the context.
 #include "ra_stock.h"
 
@@ -17,14 +17,15 @@
 
 #include <algorithm>
 
-static thread_local std::vector<bool> * taking = nullptr;
+static thread_local std::vector<bool> * taking         = nullptr;
+static thread_local bool                taking_windows = false;
 
 bool ra_stock_is_made() {
     return taking != nullptr;
 }
 
 bool ra_takes_layer(uint32_t il, bool grows) {
-    if (taking != nullptr && grows) {
+    if (taking != nullptr && (grows || taking_windows)) {
         (*taking)[il] = true;
         return true;
     }
@@ -49,7 +50,7 @@ static uint32_t ra_stock_cells(const llama_cparams & cparams, uint32_t n_swa) {
 }
 
 ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params,
-                   const llama_cparams & cparams)
+                   const llama_cparams & cparams, bool takes_windows)
     : taken(model.hparams.n_layer_all, false), n_swa(model.hparams.n_swa) {
     llama_memory_params part_params  = params;
     llama_cparams       part_cparams = cparams;
@@ -57,7 +58,8 @@ ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params
     part_cparams.n_ctx_seq           = ra_stock_cells(cparams, n_swa);
     part_cparams.kv_unified          = true; // matters only where rows are left
 
-    taking = &taken;
+    taking         = &taken;
+    taking_windows = takes_windows;
     try {
         mem.reset(model.create_memory(part_params, part_cparams));
     } catch (...) {
@@ -68,6 +70,9 @@ ra_stock::ra_stock(const llama_model & model, const llama_memory_params & params
     kv     = dynamic_cast<llama_kv_cache *>(mem.get());
     iswa   = dynamic_cast<llama_kv_cache_iswa *>(mem.get());
     hybrid = dynamic_cast<llama_memory_hybrid *>(mem.get());
+    if (iswa != nullptr && !takes_windows) {
+        windows = iswa->get_swa();
+    }
     if (hybrid != nullptr) {
         kv   = hybrid->get_mem_attn();
         recr = hybrid->get_mem_recr();
@@ -102,8 +107,15 @@ llama_kv_cache * ra_stock::grown() const {
     return iswa != nullptr ? iswa->get_base() : kv;
 }
 
-llama_memory_context_ptr ra_stock::init_batch(const std::vector<llama_ubatch> & ubatches) {
+void ra_stock::clear_empty() const {
     grown()->clear(false);
+    if (iswa != nullptr && windows == nullptr) {
+        iswa->get_swa()->clear(false);
+    }
+}
+
+llama_memory_context_ptr ra_stock::init_batch(const std::vector<llama_ubatch> & ubatches) {
+    clear_empty();
     if (recr != nullptr && !recr->prepare(ubatches)) {
         return nullptr;
     }
@@ -117,12 +129,12 @@ llama_memory_context_ptr ra_stock::init_batch(const std::vector<llama_ubatch> & 
                                                                   ubatches)
                    : ra_make_context<llama_kv_cache_context>(kv, std::move(cells), ubatches);
     }
-    auto windows = iswa->get_swa()->prepare(ubatches);
-    if (windows.empty()) {
+    auto cells_swa = iswa->get_swa()->prepare(ubatches);
+    if (cells_swa.empty()) {
         return nullptr;
     }
-    return ra_make_context<llama_kv_cache_iswa_context>(iswa, std::move(cells), std::move(windows),
-                                                        ubatches);
+    return ra_make_context<llama_kv_cache_iswa_context>(iswa, std::move(cells),
+                                                        std::move(cells_swa), ubatches);
 }
 
 llama_memory_context_ptr ra_stock::init_full() {
@@ -148,10 +160,10 @@ bool ra_stock::can_go_back(llama_seq_id seq_id, llama_pos p0) const {
     if (recr != nullptr && recr->seq_pos_max(seq_id) >= p0) {
         return false;
     }
-    if (iswa == nullptr) {
+    if (windows == nullptr) {
         return true;
     }
-    const llama_pos first = iswa->get_swa()->seq_pos_min(seq_id);
+    const llama_pos first = windows->seq_pos_min(seq_id);
     return first >= 0 && first <= std::max<int64_t>(0, int64_t(p0) - n_swa + 1);
 }
 
@@ -159,14 +171,14 @@ void ra_stock::drop(llama_seq_id seq_id, llama_pos p0) {
     if (recr != nullptr) {
         recr->seq_rm(seq_id, p0, -1);
     }
-    if (iswa != nullptr) {
-        iswa->get_swa()->seq_rm(seq_id, p0, -1);
+    if (windows != nullptr) {
+        windows->seq_rm(seq_id, p0, -1);
     }
 }
 
 void ra_stock::copy(llama_seq_id src, llama_seq_id dst) {
-    if (iswa != nullptr) {
-        iswa->get_swa()->seq_cp(src, dst, -1, -1);
+    if (windows != nullptr) {
+        windows->seq_cp(src, dst, -1, -1);
     }
     if (recr != nullptr) {
         recr->seq_cp(src, dst, -1, -1);
@@ -175,8 +187,8 @@ void ra_stock::copy(llama_seq_id src, llama_seq_id dst) {
 
 llama_pos ra_stock::seq_pos_min(llama_seq_id seq_id) const {
     llama_pos first = 0;
-    if (iswa != nullptr) {
-        first = std::max(first, iswa->get_swa()->seq_pos_min(seq_id));
+    if (windows != nullptr) {
+        first = std::max(first, windows->seq_pos_min(seq_id));
     }
     if (recr != nullptr) {
         first = std::max(first, recr->seq_pos_min(seq_id));
@@ -198,7 +210,7 @@ int64_t ra_stock::bytes() const {
 
 void ra_stock::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
     if (!is_empty()) {
-        grown()->clear(false);
+        clear_empty();
         mem->state_write(io, seq_id, LLAMA_STATE_SEQ_FLAGS_NONE);
     }
 }

@@ -1,5 +1,5 @@
 // ra_stock.h - the part of a budgeted memory that llama.cpp makes itself: caches of sliding windows,
-// recurrent states, and a cache without layers in the place of the one that grows
+// recurrent states, and caches without layers in the place of those that are ours
 #pragma once
 
 #include "llama-memory.h"
@@ -17,15 +17,16 @@ struct llama_model;
 class ra_stock {
   public:
     // throws std::runtime_error
+    //   takes_windows  the layers with a sliding window are ours, too
     ra_stock(const llama_model & model, const llama_memory_params & params,
-             const llama_cparams & cparams);
+             const llama_cparams & cparams, bool takes_windows);
     ~ra_stock();
 
-    // [n_layer_all] whether the layer is left out: its rows grow
+    // [n_layer_all] whether the layer is left out: it is ours
     const std::vector<bool> & left_out() const { return taken; }
 
     // whether nothing is in it: all layers are left out
-    bool is_empty() const { return iswa == nullptr && recr == nullptr; }
+    bool is_empty() const { return windows == nullptr && recr == nullptr; }
     bool is_recurrent() const { return recr != nullptr; }
 
     // a batch of these micro-batches; NULL: there is no room for it
@@ -53,15 +54,17 @@ class ra_stock {
 
   private:
     llama_kv_cache * grown() const;
+    void             clear_empty() const;
 
     std::vector<bool>               taken;
     std::unique_ptr<llama_memory_i> mem;
 
     // mem as what it is, or NULL
-    llama_kv_cache *         kv     = nullptr;
-    llama_kv_cache_iswa *    iswa   = nullptr;
-    llama_memory_hybrid *    hybrid = nullptr;
-    llama_memory_recurrent * recr   = nullptr; // of a hybrid
+    llama_kv_cache *         kv      = nullptr;
+    llama_kv_cache_iswa *    iswa    = nullptr;
+    llama_memory_hybrid *    hybrid  = nullptr;
+    llama_memory_recurrent * recr    = nullptr; // of a hybrid
+    llama_kv_cache *         windows = nullptr; // of iswa, if the layers are in it
 
     uint32_t n_swa;
 };

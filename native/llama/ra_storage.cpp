@@ -16,12 +16,15 @@ ra_storage::ra_storage(const llama_model & model, const llama_memory_params & pa
     : no_alloc(model.hparams.no_alloc) {
     const llama_hparams & hparams = model.hparams;
     std::vector<int32_t>  n_head_kv(hparams.n_layer());
+    std::vector<int32_t>  n_swa(hparams.n_layer());
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        n_head_kv[il] = grows[il] ? (int32_t) hparams.n_head_kv(il) : 0;
+        const bool has_window = settings->cfg.budget_swa > 0 && hparams.is_swa(il);
+        n_head_kv[il]         = grows[il] ? (int32_t) hparams.n_head_kv(il) : 0;
+        n_swa[il]             = grows[il] && has_window ? (int32_t) hparams.n_swa : 0;
     }
     ra_cache * made = nullptr;
-    if (ra_cache_init(&made, settings, (int32_t) n_head_kv.size(), n_head_kv.data()) !=
-        RA_STATUS_OK) {
+    if (ra_cache_init(&made, settings, (int32_t) n_head_kv.size(), n_head_kv.data(),
+                      n_swa.data()) != RA_STATUS_OK) {
         ra_throw_last();
     }
     cache.reset(made);
@@ -58,8 +61,16 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
         tensors[il].n_head         = (int32_t) hparams.n_head(il);
         tensors[il].n_head_kv      = cache->layers[il].n_head_kv;
         tensors[il].max_alibi_bias = hparams.f_max_alibi_bias;
-        const uint32_t n_own       = (uint32_t) std::max(hparams.n_layer_kv_from_start, 0);
-        tensors[il].n_readers += il + 1 == n_own ? int32_t(hparams.n_layer() - n_own) : 0;
+    }
+    // layers without rows of their own read those of the last ones of their kind that have
+    for (uint32_t il = (uint32_t) std::max(hparams.n_layer_kv_from_start, 0);
+         hparams.n_layer_kv_from_start >= 2 && il < hparams.n_layer(); ++il) {
+        ++tensors[(size_t) (hparams.n_layer_kv_from_start - (hparams.is_swa(il) ? 2 : 1))]
+              .n_readers;
+    }
+    // tokens are scored by the queries of all layers that read them; query centres are those of the owner
+    for (ra_tensors & t : tensors) {
+        t.n_pooled = (ra_cache_needs(cache.get()) & RA_FEATURE_CENTRES) != 0 ? 1 : t.n_readers;
     }
 }
 
@@ -91,7 +102,7 @@ void ra_storage::make_tensors() {
             const bool    is_few = !ra_cache_wants_all_queries(cache.get());
             const bool    fits   = n_row % ggml_blck_size(GGML_TYPE_Q8_0) == 0;
             t.q = ggml_new_tensor_2d(ctx, is_few || !fits ? GGML_TYPE_F32 : GGML_TYPE_Q8_0, n_row,
-                                     cache->n_ring);
+                                     int64_t(cache->n_ring) * t.n_pooled);
             ggml_format_name(t.q, "ra_window_q_l%zu", il);
         }
     }
@@ -144,8 +155,17 @@ int64_t ra_storage::window_bytes() const {
 
 int64_t ra_storage::row_bytes() const {
     int64_t n = 0;
-    for (const ra_tensors & t : tensors) {
-        n += t.row_bytes() * t.n_head_kv;
+    for (size_t il = 0; il < tensors.size(); ++il) {
+        n += cache->layers[il].n_swa == 0 ? tensors[il].row_bytes() * tensors[il].n_head_kv : 0;
+    }
+    return n;
+}
+
+int64_t ra_storage::full_bytes(int64_t n_pos) const {
+    int64_t n = row_bytes() * n_pos;
+    for (size_t il = 0; il < tensors.size(); ++il) {
+        const int64_t n_rows = std::min<int64_t>(n_pos, cache->layers[il].n_swa);
+        n += n_rows * tensors[il].row_bytes() * tensors[il].n_head_kv;
     }
     return n;
 }

@@ -33,7 +33,8 @@ class ra_storage {
 
     int64_t kv_bytes() const;
     int64_t window_bytes() const;
-    int64_t row_bytes() const; // K and V rows of one token, all layers and heads
+    int64_t row_bytes() const; // K and V rows of one token, all layers that grow and their heads
+    int64_t full_bytes(int64_t n_pos) const; // the same of n_pos tokens, and windows
 
     std::map<ggml_backend_buffer_type_t, size_t> breakdown() const;
 

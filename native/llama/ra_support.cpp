@@ -70,6 +70,26 @@ ra_status ra_check_model(const llama_model & model, int32_t type_k, int32_t type
     return RA_STATUS_OK;
 }
 
+ra_status ra_check_windows(const llama_model & model) {
+    const llama_hparams & hp = model.hparams;
+    if (hp.swa_type == LLAMA_SWA_TYPE_NONE || !hp.is_swa_any()) {
+        return ra_error(
+            RA_STATUS_UNSUPPORTED,
+            "budget_swa is for layers with a sliding window, and this '%s' model has none: "
+            "leave it out",
+            llm_arch_name(model.arch));
+    }
+    if (hp.swa_type != LLAMA_SWA_TYPE_STANDARD) {
+        return ra_error(RA_STATUS_UNSUPPORTED,
+                        "budget_swa is for sliding windows, and architecture '%s' attends within "
+                        "%s of %u tokens: leave it out",
+                        llm_arch_name(model.arch),
+                        hp.swa_type == LLAMA_SWA_TYPE_CHUNKED ? "chunks" : "symmetric windows",
+                        hp.n_swa);
+    }
+    return RA_STATUS_OK;
+}
+
 ra_status ra_check_policy(const llama_model & model, const ra_settings & settings,
                           const std::vector<bool> & grows) {
     const llama_hparams & hp   = model.hparams;
@@ -88,6 +108,13 @@ ra_status ra_check_policy(const llama_model & model, const ra_settings & setting
         n += hp.n_head_kv(il) == 0 || !grows[il]
                  ? 0
                  : size_t(hp.n_head(il)) * size_t(ra_centre_values((int32_t) hp.n_embd_head_k(il)));
+    }
+    if (settings.cfg.n_centres != n && settings.cfg.budget_swa > 0) {
+        return ra_error(
+            RA_STATUS_INVALID,
+            "policy '%s' with budget_swa needs query centres of layers with a window, too, "
+            "which no profile has: use another policy, or leave budget_swa out",
+            name);
     }
     if (settings.cfg.n_centres != n) {
         return ra_error(RA_STATUS_INVALID,

@@ -11,6 +11,9 @@ struct llama_model;
 ra_status ra_check_type(const char * name, int32_t type, uint32_t head_dim);
 ra_status ra_check_model(const llama_model & model, int32_t type_k, int32_t type_v);
 
+// whether the model's layers with a window can have pools (budget_swa)
+ra_status ra_check_windows(const llama_model & model);
+
 // whether the policy can work with this model; RA_STATUS_INVALID if its query centres do not fit it
 //   grows [>= n_layer]  whether a layer is budgeted
 ra_status ra_check_policy(const llama_model & model, const ra_settings & settings,

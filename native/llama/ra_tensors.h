@@ -17,11 +17,13 @@ struct ra_logit_cap {
 struct ra_tensors {
     ggml_tensor * k = nullptr; // [head_dim_k, n_slots] type_k
     ggml_tensor * v = nullptr; // [head_dim_v, n_slots] type_v; MLA: the first values of k
-    ggml_tensor * q = nullptr; // [head_dim_k * n_head, n_ring] f32 or q8_0, slot = pos % n_ring
+    // [head_dim_k * n_head, n_ring * n_pooled] f32 or q8_0: of each pooled layer n_ring, slot = pos % n_ring
+    ggml_tensor * q              = nullptr;
     float         max_alibi_bias = 0.0f; // biases by distance (ra_alibi_slope()); 0: none
     int32_t       n_head         = 0;
     int32_t       n_head_kv      = 0;
-    int32_t       n_readers      = 1; // layers that attend to its rows
+    int32_t       n_readers      = 1; // layers that attend to its rows, itself included
+    int32_t       n_pooled = 1; // of these, those whose queries are remembered: itself, or all
     // as the model's graph has it
     ra_logit_cap  logit;            // of attention
     ggml_tensor * sinks = nullptr;  // [n_head] f32, a weight; NULL: none
@@ -32,7 +34,10 @@ struct ra_tensors {
     int64_t row_bytes() const { // of one token and head
         return k == nullptr ? 0 : (int64_t) (k->nb[1] + (has_own_v() ? v->nb[1] : 0));
     }
-    bool has_own_v() const { return v != nullptr && v->view_src == nullptr; }
+    // query heads whose logits a KV head has
+    int32_t n_group() const { return n_own() * n_pooled; }
+    int32_t n_own() const { return n_head / n_head_kv; } // of one layer
+    bool    has_own_v() const { return v != nullptr && v->view_src == nullptr; }
 };
 
 struct ra_cache;

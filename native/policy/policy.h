@@ -53,7 +53,7 @@ typedef struct ra_features {
     int32_t         n_kv;     /* tokens, >= 1 */
     int32_t         n_window; /* of these the last ones, <= n_kv */
     int32_t         n_obs;    /* queries at hand; may be 0 */
-    int32_t         n_group;  /* query heads per KV head */
+    int32_t         n_group;  /* query heads per KV head, of all layers that read its rows */
     const int32_t * pos;      /* [n_kv] positions, ascending */
     const int32_t * obs_pos;  /* [n_obs] positions of the queries, ascending */
 

@@ -137,6 +137,13 @@ budget_options = _options(
         help="Layer profile: the one that fits, if any; none; one measured now, and kept; a file.  "
         "[default: auto]",
     ),
+    click.option(
+        "--budget-swa",
+        type=int,
+        metavar="N",
+        help="Tokens kept per KV head in layers with a sliding window, at most the window; 0: all, "
+        "in llama.cpp's own cache of windows.  [default: 0]",
+    ),
     click.option("--buffer", type=int, help="Tokens decoded between compressions.  [default: 128]"),
     click.option("--sinks", type=int, help="First tokens that always stay.  [default: 4]"),
     click.option(

@@ -63,7 +63,7 @@ def run_options(arguments: dict[str, Any], is_demo: bool) -> RunOptions:
     def chosen(name: str) -> Any:
         return defaults.get(name) if arguments[name] is None else arguments[name]
 
-    direct = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt")
+    direct = ("budget", "policy", "buffer", "sinks", "window", "protect_prompt", "budget_swa")
     given = {name: chosen(name) for name in direct if chosen(name) is not None}
     names = (*direct, "method", "layers", "heads", "profile")
     config, profile, by_profile = None, None, True
@@ -161,6 +161,7 @@ def _recommended(arguments: dict[str, Any], model: Path) -> tuple[BudgetConfig, 
         "buffer",
         "sinks",
         "window",
+        "budget_swa",
         "kv_type",
     )
     for name in (*names, "settings"):

@@ -39,6 +39,7 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("n_window", c_int32),
         ("n_draft", c_int32),
         ("n_protect", c_int32),
+        ("budget_swa", c_int32),
         ("policy", c_char_p),
         ("lambda_", c_float),
         ("sim_threshold", c_float),

@@ -17,7 +17,7 @@ from pathlib import Path
 from .errors import LibraryError
 
 # What this package was written against; tests compare them with the header and the build's pin.
-ABI_VERSION = 4
+ABI_VERSION = 5
 BINDINGS_VERSION = "0.3.36"
 
 #: Local version of the entry llama-cpp-python that this package installs with itself.

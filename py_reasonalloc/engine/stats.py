@@ -55,13 +55,14 @@ class KVStats:
     n_pos : int
         Length of the sequence: last position + 1.
     peak_tokens : int
-        Most tokens that any head ever held; at most budget + buffer.
+        Most tokens that any head ever held; at most its budget + buffer.
     kv_bytes : int
         Allocated K and V of all layers.
     window_bytes, scratch_bytes : int
         The observation window's queries; buffers reserved for compressions.
     kv_bytes_full : int
-        K and V rows of n_pos tokens in the stock cache.
+        K and V rows of n_pos tokens in the stock cache; of layers with a window that have a
+        budget, of as many as the window holds.
     n_entries, n_evicted : int
         (token, head) entries held now, and evicted since the last clear (those of a tail that was
         dropped do not count).

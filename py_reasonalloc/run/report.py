@@ -91,6 +91,7 @@ def dry_run_table(result: DryRun, options: RunOptions, asked: str | None = None)
     """Return the table that ``--dry-run`` prints; `asked`: see `split`."""
     config = options.config
     name = "stock cache" if config is None else f"cache, budget {config.budget} + {config.buffer}"
+    name += f", windows {config.budget_swa}" if config is not None and config.budget_swa else ""
     times = f"{result.n_samples} x " if result.n_samples > 1 else ""
     rows = [
         ("weights", result.weights_bytes),

@@ -60,6 +60,7 @@ OPTIONS: dict[str, tuple[str, type]] = {
     "window": ("window", int),
     "sinks": ("sinks", int),
     "buffer": ("buffer", int),
+    "budget_swa": ("budget_swa", int),
     "attention": ("attention", str),
 }
 
@@ -141,6 +142,10 @@ class BudgetConfig:
         First tokens of the sequence that are never evicted.
     window : int
         Newest tokens: never evicted, and their queries score the others. 1 to `MAX_WINDOW`.
+    budget_swa : int
+        Tokens kept per KV head in layers with a sliding window, at most the window; 0: these layers
+        stay in llama.cpp's own cache of windows. What is out of the window goes first, whatever
+        protects it; the prompt is not protected there, and nothing merged.
     n_draft : int
         Longest draft of speculative decoding: as many more queries are kept, so that a rejected one
         loses none of the window. 0 to `MAX_WINDOW`; a session with a `draft_model` sets it.
@@ -239,6 +244,7 @@ class BudgetConfig:
     pyramid_beta: float = 20.0
     attention: str = "auto"
     n_draft: int = 0
+    budget_swa: int = 0
 
     def __post_init__(self) -> None:
         check_int("budget", self.budget, 1, MAX_TOKENS)
@@ -246,6 +252,7 @@ class BudgetConfig:
         check_int("sinks", self.sinks, 0, MAX_TOKENS)
         check_int("window", self.window, 1, MAX_WINDOW)
         check_int("n_draft", self.n_draft, 0, MAX_WINDOW)
+        check_int("budget_swa", self.budget_swa, 0, MAX_TOKENS)
         check_int("pool_kernel", self.pool_kernel, 1, 255)
         check_int("policy_seed", self.policy_seed, 0, 2**64 - 1)
         check_float("lambda_", self.lambda_, 0.0, 1.0)
@@ -337,7 +344,6 @@ class BudgetConfig:
         native.buffer = self.buffer
         native.n_sink = self.sinks
         native.n_window = self.window
-        native.n_draft = self.n_draft
         is_fixed = self.protect_prompt not in ("all", "auto")
         native.n_protect = self.n_protect(MAX_TOKENS) if is_fixed else 0
         native.policy = self.policy.encode()
@@ -350,6 +356,8 @@ class BudgetConfig:
             "bias_max",
             "value_guard",
             "n_guard",
+            "n_draft",
+            "budget_swa",
         )
         for name in same:
             setattr(native, name, getattr(self, name))

@@ -70,7 +70,7 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
         Tokens kept per (layer, KV head); a `BudgetConfig` for everything that can be set; None for
         the stock cache (then pass `n_ctx`: a stock cache for the trained context is allocated
         whole).
-    policy, buffer, sinks, window, protect_prompt
+    policy, buffer, sinks, window, protect_prompt, budget_swa
         See `BudgetConfig`. Not together with a `BudgetConfig`.
     profile : "auto", path, Profile or None
         Layer profile. "auto" takes the one that fits the model best, calibrated here or shipped, if
@@ -91,8 +91,7 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
     flash_attn : bool
         Needed for quantised V.
     type_k, type_v : str or int
-        Cache types: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, or
-        numbers of enum ggml_type.
+        Cache types: a name of `KV_TYPES`, f16 by default, or a number of enum ggml_type.
     checkpoints : int
         With a budget: bytes of RAM for snapshots, from which a changed prompt is gone on instead of
         being read anew, with the same text; 0: none. None are taken with ``logits_all=True``.
@@ -126,6 +125,7 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
         sinks: int = BudgetConfig.sinks,
         window: int = BudgetConfig.window,
         protect_prompt: str | int = BudgetConfig.protect_prompt,
+        budget_swa: int = BudgetConfig.budget_swa,
         layers: str | Sequence[int] | None = None,
         heads: str | None = None,
         profile: str | os.PathLike[str] | Profile | None = None,
@@ -150,6 +150,7 @@ class ReasonLlama(Restorable, Steerable, Several, Tolerant):
             "sinks": sinks,
             "window": window,
             "protect_prompt": protect_prompt,
+            "budget_swa": budget_swa,
         }
         alloc = {"layers": layers, "heads": heads, "profile": profile}
         self.config = session_config(model_path, budget, shared, alloc)

@@ -39,6 +39,8 @@ def _of_config(config: BudgetConfig) -> dict[str, str]:
         for field in dataclasses.fields(config)
         if field.name not in _LEFT_OUT
     }
+    if config.budget_swa == 0:  # as states of before it have it
+        del found["budget_swa"]
     if config.policy == "random":
         found["policy_seed"] = str(config.policy_seed)
     profile = config.profile

@@ -187,17 +187,23 @@ static inline void ra_pool_free(ra_pool * p) {
     ra_cache_free(p->cache);
 }
 
-/* Makes a cache with pools; fails the test when it cannot. */
-static inline bool ra_pool_make(ra_pool * p, const ra_config * cfg, int32_t n_layer,
-                                const int32_t * n_head_kv) {
+/* Makes a cache with pools, of layers with windows n_swa [n_layer]; fails the test when it cannot. */
+static inline bool ra_pool_make_windows(ra_pool * p, const ra_config * cfg, int32_t n_layer,
+                                        const int32_t * n_head_kv, const int32_t * n_swa) {
     ra_settings settings;
     ra_cache *  c = NULL;
     if (!CHECK_STATUS(ra_settings_init(&settings, cfg), RA_STATUS_OK) ||
-        !CHECK_STATUS(ra_cache_init(&c, &settings, n_layer, n_head_kv), RA_STATUS_OK)) {
+        !CHECK_STATUS(ra_cache_init(&c, &settings, n_layer, n_head_kv, n_swa), RA_STATUS_OK)) {
         return false;
     }
     ra_pool_init(p, c);
     return true;
+}
+
+/* The same without windows. */
+static inline bool ra_pool_make(ra_pool * p, const ra_config * cfg, int32_t n_layer,
+                                const int32_t * n_head_kv) {
+    return ra_pool_make_windows(p, cfg, n_layer, n_head_kv, NULL);
 }
 
 /* Appends n tokens behind the last one and writes their rows. */

@@ -306,7 +306,7 @@ static void test_odd_models(void) {
     ra_cache *    c = NULL;
     cfg.budget      = RA_MAX_TOKENS;
     CHECK_STATUS(ra_settings_init(&settings, &cfg), RA_STATUS_OK);
-    CHECK_STATUS(ra_cache_init(&c, &settings, 1, many), RA_STATUS_INVALID);
+    CHECK_STATUS(ra_cache_init(&c, &settings, 1, many, NULL), RA_STATUS_INVALID);
     CHECK(c == NULL);
     ra_cache_free(NULL);
 }

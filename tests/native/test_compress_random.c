@@ -7,6 +7,7 @@
 enum { N_LAYER = 4, MAX_HEADS = 5, MAX_HELD = 256, MAX_POS = 1 << 16, N_OPERATIONS = 800 };
 
 static const int32_t n_head_kv[N_LAYER] = { 4, 0, 1, 5 };
+static int32_t       n_swa[N_LAYER]; /* layer 3 has a window in half of the worlds */
 
 typedef struct list {
     int32_t n;
@@ -28,6 +29,7 @@ typedef struct world {
     int32_t last_append;           /* its first position while it can be taken back; else -1 */
     int32_t min_evicted;
     int64_t n_evicted;
+    bool    holds_window; /* the layer with a window can keep all of it */
 } world;
 
 static int32_t int_max(int32_t a, int32_t b) {
@@ -60,12 +62,18 @@ static void on_trace(void * user, const ra_trace_event * event) {
         next->n            = 0;
         w->budgets[il][ih] = budgets[ih];
         int32_t n_guarded  = 0;
-        for (int32_t i = 0; i < n; ++i) {
-            const bool must = pos[i] < int_max(cfg->n_sink, w->n_protect) || i >= n - cfg->n_window;
+        int32_t n_dead     = 0;
+        for (; n_swa[il] > 0 && n_dead < n && pos[n_dead] <= w->n_pos - n_swa[il]; ++n_dead) {
+            CHECK(score[n_dead] == -INFINITY && !keep[n_dead]);
+        }
+        const bool    holds_all = w->holds_window && n_swa[il] > 0;
+        const int32_t n_first   = n_swa[il] > 0 ? cfg->n_sink : int_max(cfg->n_sink, w->n_protect);
+        for (int32_t i = n_dead; i < n; ++i) {
+            const bool must = holds_all || pos[i] < n_first || i >= n - cfg->n_window;
             CHECK(must ? score[i] == INFINITY : !isnan(score[i]) && score[i] != -INFINITY);
             n_guarded += !must && score[i] == INFINITY;
             int32_t rank = 0;
-            for (int32_t j = 0; j < n; ++j) {
+            for (int32_t j = n_dead; j < n; ++j) {
                 rank += score[j] > score[i] || (score[j] == score[i] && j > i);
             }
             CHECK_EQ(keep[i], rank < budgets[ih]);
@@ -280,7 +288,7 @@ static void do_set_head_budgets(world * w) {
     const ra_layer * l     = &c->layers[il];
     const int32_t    n     = l->n_head_kv;
     const int32_t    total = l->n_slots - n * c->settings.cfg.buffer;
-    const int32_t    floor = ra_config_floor(&c->settings.cfg, w->n_protect);
+    const int32_t    floor = ra_config_floor(&c->settings.cfg, n_swa[il] > 0 ? 0 : w->n_protect);
     int32_t          budgets[MAX_HEADS];
     random_split(n, floor, total, budgets);
     const int32_t flaw = ra_test_int(0, 6);
@@ -290,9 +298,14 @@ static void do_set_head_budgets(world * w) {
     for (int32_t ih = 0; ih < n; ++ih) {
         sum += budgets[ih];
     }
+    bool holds_all = true;
+    for (int32_t ih = 0; ih < n; ++ih) {
+        holds_all = holds_all && budgets[ih] >= n_swa[il];
+    }
     const bool ok = flaw > 1 && sum <= total;
     CHECK_STATUS(ra_cache_set_head_budgets(c, il, budgets, (size_t) n),
                  ok ? RA_STATUS_OK : RA_STATUS_BUDGET);
+    w->holds_window = ok && n_swa[il] > 0 ? holds_all : w->holds_window;
     if (ok && w->n_pos == 0) {
         forget_all(w);
     }
@@ -305,7 +318,7 @@ static void do_set_protect(world * w) {
     bool          fits      = true;
     for (int32_t il = 0; il < N_LAYER; ++il) {
         for (int32_t ih = 0; ih < n_head_kv[il]; ++ih) {
-            fits = fits && c->layers[il].initial[ih] >= floor;
+            fits = fits && (n_swa[il] > 0 || c->layers[il].initial[ih] >= floor);
         }
     }
     CHECK_STATUS(ra_cache_set_protect(c, n_protect), fits ? RA_STATUS_OK : RA_STATUS_BUDGET);
@@ -341,9 +354,15 @@ static bool world_make(world * w, const char * policy) {
         heads[i] = ra_config_floor(&cfg, 0) + ra_test_int(0, 24);
     }
     memset(w, 0, sizeof(*w));
-    if (!ra_pool_make(&w->pool, &cfg, N_LAYER, n_head_kv)) {
+    n_swa[3] = ra_test_int(0, 2) * ra_test_int(1, 60);
+    if (n_swa[3] > 0) {
+        cfg.n_head_budgets = 5;
+        cfg.budget_swa     = ra_config_floor(&cfg, 0) + ra_test_int(0, 24);
+    }
+    if (!ra_pool_make_windows(&w->pool, &cfg, N_LAYER, n_head_kv, n_swa)) {
         return false;
     }
+    w->holds_window = n_swa[3] > 0 && w->pool.cache->layers[3].initial[0] >= n_swa[3];
     forget_all(w);
     w->pool.cache->trace      = on_trace;
     w->pool.cache->trace_user = w;

@@ -67,7 +67,7 @@ static int32_t fail_each_of_init(const ra_config * cfg) {
             CHECK_SAME(&settings, &empty, sizeof(empty));
             c = NULL;
         } else {
-            st = ra_cache_init(&c, &settings, 3, n_head_kv);
+            st = ra_cache_init(&c, &settings, 3, n_head_kv, NULL);
         }
         if (is_past_the_last()) {
             CHECK_STATUS(st, RA_STATUS_OK);

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from gguf_factory import byte_symbols
 from test_architectures import program  # noqa: F401  (a fixture)
@@ -16,13 +17,14 @@ from py_reasonalloc.commands import eval as eval_cli
 from py_reasonalloc.commands import inspect as inspect_cli
 from py_reasonalloc.commands import profile as profile_cli
 from py_reasonalloc.commands import run as run_cli
-from py_reasonalloc.engine.errors import UnsupportedError
+from py_reasonalloc.engine.errors import StateError, UnsupportedError
 from py_reasonalloc.engine.stats import engine_stats
 from py_reasonalloc.profile.files import load_profile
 from py_reasonalloc.run.calibrate import Settings, calibrate
 from py_reasonalloc.session.config import BudgetConfig
 from py_reasonalloc.session.generate import Sampling
 from py_reasonalloc.session.reason_llama import ReasonLlama
+from py_reasonalloc.trace.read import read_trace
 
 PROMPT = "Alice has 3 apples and 4 pears and eats one of them. How many are left?"
 
@@ -53,6 +55,68 @@ def test_a_profile_is_of_the_layers_that_have_a_budget(windows: Path, layers: st
         assert engine_stats(llama.ctx).n_compressions > 0
         held = [len(layer) for layer in llama.kv_stats().layers]
         assert held == [0, 0, 0, 0, 0, 2] * 2
+
+
+def test_windows_with_a_budget(windows: Path, tmp_path: Path) -> None:
+    """A profile splits over the layers that grow; traces, states and dry runs have all layers."""
+    profile = calibrate(windows, [PROMPT], settings(curves=True))
+    config = BudgetConfig(
+        40, buffer=16, window=8, layers="error", heads="adaptive", profile=profile, budget_swa=24
+    )
+    with ReasonLlama(windows, budget=config, n_ctx=512) as llama:
+        tokens = llama.tokenize(PROMPT.encode() * 3)
+        with llama.trace_to(tmp_path / "trace.jsonl"):
+            llama.eval(tokens)
+        state = llama.save_state()
+        stats = llama.kv_stats()
+        capacities = [sum(head.capacity for head in layer) for layer in stats.layers]
+        assert capacities[:5] == [2 * (24 + 16)] * 5
+        assert capacities[5] + capacities[11] == 4 * (40 + 16)
+        assert stats.stock_bytes == 0
+        expected = [stats.kept_positions(il, 0) for il in range(12)]
+        llama.eval(tokens[:20])
+        llama.load_state(state)
+        kept = llama.kv_stats()
+        assert all(np.array_equal(kept.kept_positions(il, 0), expected[il]) for il in range(12))
+        state.signature["budget_swa"] = "25"
+        with pytest.raises(StateError, match="saved with budget_swa = 25, here it is 24"):
+            llama.load_state(state)
+    trace = read_trace(tmp_path / "trace.jsonl")
+    assert trace.tokens == tuple(tokens)
+    assert {layer.il for event in trace.compressions for layer in event.layers} == set(range(12))
+
+
+def test_windows_on_the_command_line(windows: Path, cli: Any) -> None:
+    common = (
+        "-p",
+        PROMPT * 2,
+        "-n",
+        60,
+        "--budget",
+        40,
+        "--buffer",
+        16,
+        "--profile",
+        "none",
+        "--json",
+    )
+    found = []
+    for more in ((), ("--budget-swa", 24), ("--set", "budget_swa=24")):
+        dry = json.loads(cli(windows, *common, *more, "--dry-run").stdout)
+        done = cli(windows, *common, *more)
+        assert done.returncode == 0, done
+        real = json.loads(done.stdout)
+        for key in ("kv_bytes", "stock_bytes", "scratch_bytes", "compute_bytes"):
+            assert dry[key] == real[key], key
+        assert sum(dry["layer_bytes"]) == dry["kv_bytes"]
+        found.append(real)
+    off, own, same = found
+    assert off["stock_bytes"] > 0 == own["stock_bytes"]
+    assert own["kv_bytes"] == same["kv_bytes"] > off["kv_bytes"]
+    assert own["text"] == same["text"]
+    table = cli(windows, *common[:-1], "--budget-swa", 24, "--dry-run").stdout
+    assert "cache, budget 40 + 16, windows 24 (f16)" in table
+    assert "layer 0 " in table and "no budget" not in table
 
 
 def with_vocabulary(source: Path, target: Path) -> Path:

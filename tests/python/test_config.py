@@ -22,6 +22,8 @@ NATIVE_NAMES = {
     "sim_threshold": "sim_threshold",
     "pool_kernel": "pool_kernel",
     "policy_seed": "seed",
+    "budget_swa": "budget_swa",
+    "n_draft": "n_draft",
 }
 
 
@@ -54,6 +56,8 @@ def test_values_reach_the_library() -> None:
         layers=[90, 110],
         head_budgets=[80, 100, 100, 120],
         attention="layer",
+        budget_swa=30,
+        n_draft=6,
     )
     native = config.to_native()
     for name, native_name in NATIVE_NAMES.items():
@@ -98,6 +102,8 @@ def test_values_reach_the_library() -> None:
         ({"pyramid_beta": 0}, r"pyramid_beta = 0 is out of range: must be 1 to 1e\+06"),
         ({"policy": 3}, "policy = 3 must be a name"),
         ({"attention": None}, "attention = None must be a name"),
+        ({"budget_swa": -1}, "budget_swa = -1 is out of range"),
+        ({"budget_swa": None}, "budget_swa = None must be a whole number"),
     ],
 )
 def test_out_of_range(arguments, message) -> None:
@@ -112,6 +118,7 @@ def test_out_of_range(arguments, message) -> None:
         {"budget": 64, "sinks": 56},
         {"budget": 64, "protect_prompt": 56},
         {"budget": 64, "layers": [64, 12]},
+        {"budget_swa": 12},
     ],
 )
 def test_budget_below_what_must_stay(arguments) -> None:
@@ -121,6 +128,7 @@ def test_budget_below_what_must_stay(arguments) -> None:
 
 def test_the_smallest_budget_is_allowed() -> None:
     assert BudgetConfig(budget=13).budget == 13
+    assert BudgetConfig(budget_swa=13, protect_prompt=99).budget_swa == 13
     assert BudgetConfig(budget=64, protect_prompt=55).n_protect(60) == 55
 
 

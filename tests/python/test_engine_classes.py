@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import pytest
 import reference
-from engine import Engine, LayerTrace
+from engine import Engine
 from llama_cpp import llama_cpp as lib
 from test_architectures import program  # noqa: F401  (a fixture)
 from test_engine_parity import random_tokens
@@ -96,6 +96,9 @@ class Model:
         self.tensors = {t.name: t.data.astype(np.float64) for t in reader.tensors}
         arch = reader.fields["general.architecture"].contents()
         cap = reader.fields.get(f"{arch}.attn_logit_softcapping")
+        window = reader.fields.get(f"{arch}.attention.sliding_window")
+        self.window = 0 if window is None else int(window.contents())
+        self.n_own = 20 if arch == "gemma3n" else 10**6  # layers with rows of their own
         self.soft_cap = float(cap.contents()) if cap is not None and arch == "gemma2" else 0.0
         self.alibi = 8.0 if arch == "bloom" else 0.0
 
@@ -116,9 +119,18 @@ class Layer:
     def __init__(self, watch: Watch, model: Model, il: int, n: int, n_head_kv: int) -> None:
         self.n_head_kv = n_head_kv
         self.k = watch.all("k", il).reshape(n, n_head_kv, -1)
-        self.q = watch.all("q", il).reshape(n, -1, self.k.shape[2])
-        self.out = watch.all("out", il)
-        self.n_group = self.q.shape[1] // n_head_kv
+        # of the layer itself, and of those that read its rows: one after the other in every graph
+        rows = watch.rows["q", il]
+        n_readers = len(rows) // len(watch.rows["k", il])
+        self.q = [
+            np.concatenate(rows[i::n_readers]).reshape(n, -1, self.k.shape[2])
+            for i in range(n_readers)
+        ]
+        self.readers = [il, *(i for kind, i in watch.rows if kind == "out" and i >= model.n_own)]
+        self.readers = self.readers[:n_readers]
+        self.out = [watch.all("out", i) for i in self.readers]
+        n_head = self.q[0].shape[1]
+        self.n_group = n_head // n_head_kv
         self.scale = watch.scale.get(il, self.k.shape[2] ** -0.5)  # ALiBi has operations of its own
         self.v_up = model.tensors.get(f"blk.{il}.attn_v_b.weight")
         if ("v", il) in watch.rows:
@@ -126,29 +138,33 @@ class Layer:
             self.v = watch.all("v", il).reshape(n, n_head_kv, -1)
         else:  # latent: the first values of the keys
             self.v = self.k[..., : self.v_up.shape[-1]]
-            self.v_up = self.v_up.reshape(self.q.shape[1], -1, self.v.shape[2])
+            self.v_up = self.v_up.reshape(n_head, -1, self.v.shape[2])
         self.sinks, self.soft_cap = model.sinks(il), model.soft_cap
-        self.slopes = model.slopes(self.q.shape[1])
+        self.slopes = model.slopes(n_head)
 
-    def head(self, ih: int, pos: np.ndarray, obs: np.ndarray) -> reference.Head:
+    def head(
+        self, ih: int, pos: np.ndarray, obs: np.ndarray, reader: int | None = None
+    ) -> reference.Head:
+        """By the queries of all layers that read the rows, or of one of them."""
         own = slice(ih * self.n_group, (ih + 1) * self.n_group)
+        queries = self.q if reader is None else [self.q[reader]]
         return reference.Head(
             k=self.k[pos, ih],
-            q=self.q[obs][:, own],
+            q=np.concatenate([q[obs][:, own] for q in queries], axis=1),
             kq_scale=self.scale,
             pos=pos,
             n_window=N_WINDOW,
             obs_pos=obs,
             sinks=None if self.sinks is None else self.sinks[own],
             soft_cap=self.soft_cap,
-            slopes=self.slopes[own],
+            slopes=np.tile(self.slopes[own], len(queries)),
         )
 
-    def attend(self, i: int, kept: list[np.ndarray]) -> np.ndarray:
+    def attend(self, i: int, kept: list[np.ndarray], reader: int) -> np.ndarray:
         """Attention of token i over the kept positions of each head: [n_head * head_dim_v]."""
         rows = []
         for ih, pos in enumerate(kept):
-            h = self.head(ih, pos, np.array([i]))
+            h = self.head(ih, pos, np.array([i]), reader)
             weights = reference.softmax(h.logits[0], -np.inf if h.sinks is None else h.sinks)
             rows += list(weights @ self.v[pos, ih])
         if self.v_up is not None:
@@ -162,11 +178,15 @@ def save(program: Path, folder: Path, arch: str, kind: str) -> Path:  # noqa: F8
 
 
 def expected_scores(
-    layer: Layer, event: LayerTrace, ih: int, policy: str, memory: dict[int, np.ndarray]
+    layer: Layer,
+    pos: np.ndarray,
+    n_pos: int,
+    ih: int,
+    policy: str,
+    memory: dict[int, np.ndarray],
 ) -> np.ndarray:
     """Scores of a head by NumPy; `memory` holds the state of the tokens, by position."""
-    pos = event.positions[ih]
-    head = layer.head(ih, pos, np.arange(event.n_pos - N_WINDOW, event.n_pos))
+    head = layer.head(ih, pos, np.arange(n_pos - N_WINDOW, n_pos))
     if policy == "rkv":
         return reference.rkv(head)
     head.v = layer.v[pos, ih]
@@ -177,14 +197,17 @@ def expected_scores(
 
 @pytest.mark.parametrize("policy", ["rkv", "mass"])  # logits, and what the device sums of them
 @pytest.mark.parametrize(
-    ("arch", "kind"),
+    ("arch", "kind", "budget_swa"),
     [
-        ("gpt-oss", "moe"),  # windows, sinks
-        ("gemma2", "dense"),  # windows, soft caps
-        ("qwen3next", "moe"),  # hybrid
-        ("granitehybrid", "dense"),  # hybrid
-        ("deepseek2", "moe"),  # latent rows
-        ("bloom", "dense"),  # ALiBi
+        ("gpt-oss", "moe", 0),  # windows, sinks
+        ("gpt-oss", "moe", 20),  # windows of 32 tokens with a budget of their own
+        ("gemma2", "dense", 0),  # windows, soft caps
+        ("gemma2", "dense", 20),
+        ("gemma3n", "dense", 20),  # two layers with a window read the rows of another
+        ("qwen3next", "moe", 0),  # hybrid
+        ("granitehybrid", "dense", 0),  # hybrid
+        ("deepseek2", "moe", 0),  # latent rows
+        ("bloom", "dense", 0),  # ALiBi
     ],
 )
 def test_attention_and_scores(
@@ -193,13 +216,15 @@ def test_attention_and_scores(
     arch: str,
     kind: str,
     policy: str,
+    budget_swa: int,
 ) -> None:
     path = save(program, tmp_path, arch, kind)
     model = Model(path)
     watch = Watch()
     config = {"buffer": 16, "n_window": N_WINDOW, "policy": policy, "head_alloc": "adaptive"}
+    config["budget_swa"] = budget_swa
     tokens = [t % 100 for t in random_tokens(130)]
-    n_checked = 0
+    n_checked, n_dead, n_pooled = 0, 0, 0
     with Engine(path, 40, "f32", flash_attn=False, config=config, cb_eval=watch.callback) as engine:
         engine.trace()
         # no more at once than the ring of queries holds
@@ -207,30 +232,43 @@ def test_attention_and_scores(
             engine.decode(tokens[begin : begin + N_WINDOW])
         visible: dict[tuple[int, int, int], np.ndarray] = {}
         budgeted = {il for _, il in watch.rows if ("k", il) in watch.rows}
+        windows = {il: model.window for il in budgeted if engine.head(il, 0).budget == budget_swa}
         for i in range(24, len(tokens)):
             engine.decode([tokens[i]])
             for il in budgeted:
                 for ih in range(engine_heads(engine, il)):
-                    visible[i, il, ih] = engine.kept(il, ih)
+                    kept = engine.kept(il, ih)
+                    visible[i, il, ih] = kept[kept > i - windows.get(il, 10**6)]
+                    n_dead += len(kept) - len(visible[i, il, ih])
         traces = engine.traces
         stats = engine.stats()
     assert stats.n_compressions >= 5
     assert budgeted
+    if budget_swa > 0:
+        assert model.window == 32 and 0 < len(windows) < len(budgeted)
+        assert n_dead > 100 and stats.stock_bytes == 0
     for il in budgeted:
         layer = Layer(watch, model, il, len(tokens), engine_heads_of(visible, il))
         for i in range(24, len(tokens)):
             kept = [visible[i, il, ih] for ih in range(layer.n_head_kv)]
-            expected = layer.attend(i, kept)
-            assert np.abs(expected - layer.out[i]).max() < 1e-4 * max(1.0, np.abs(expected).max())
+            for reader, out in enumerate(layer.out):
+                expected = layer.attend(i, kept, reader)
+                assert np.abs(expected - out[i]).max() < 1e-4 * max(1.0, np.abs(expected).max())
         memory: list[dict[int, np.ndarray]] = [{} for _ in range(layer.n_head_kv)]
         for event in (e for e in traces if e.il == il):
             for ih in range(layer.n_head_kv):
-                scores = expected_scores(layer, event, ih, policy, memory[ih])
-                free = np.isfinite(event.scores[ih])
-                error = np.abs(scores - event.scores[ih])[free].max()
+                pos, got = event.positions[ih], event.scores[ih]
+                live = pos > event.n_pos - windows.get(il, 10**6)
+                assert np.array_equal(np.isneginf(got), ~live)
+                assert not event.keep[ih][~live].any()
+                scores = expected_scores(layer, pos[live], event.n_pos, ih, policy, memory[ih])
+                free = np.isfinite(got[live])
+                error = np.abs(scores - got[live])[free].max()
                 assert error < (2e-3 if policy == "rkv" else 1e-3 * scores[free].max())
                 n_checked += int(free.sum())
+        n_pooled = max(n_pooled, len(layer.q))
     assert n_checked > 200
+    assert n_pooled == (3 if arch == "gemma3n" else 1)
 
 
 def engine_heads_of(visible: dict[tuple[int, int, int], np.ndarray], il: int) -> int:

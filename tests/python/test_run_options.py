@@ -54,6 +54,10 @@ def found(done) -> dict:
         (["--json-schema", "{}", "--think", 3], r"--json-schema and --think exclude each other"),
         (["--batch", 0], r"'--batch': 0 is not in the range"),
         (["--hf", "a/b"], r"MODEL and --hf exclude each other"),
+        (["--budget-swa", -1], r"--budget-swa = -1 is out of range"),
+        (["--budget-swa", 3], r"budget_swa 3 is too small"),
+        (["--budget-swa", 64, "--no-budget"], r"--no-budget and --budget-swa exclude"),
+        (["--budget-swa", 64, "--budget", "auto"], r"--budget auto and --budget-swa exclude"),
     ],
 )  # fmt: skip
 def test_refused(cli, make_gguf, arguments, pattern) -> None:
