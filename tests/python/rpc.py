@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +23,8 @@ PATIENCE = 60.0
 
 
 def serve(endpoint: str) -> None:
-    """Serve the CPU, with one thread, until killed."""
+    """Serve the CPU, with one thread, until standard input ends: until whoever started it does."""
+    threading.Thread(target=lambda: os._exit(len(sys.stdin.read())), daemon=True).start()
     cpu = ggml("ggml_backend_dev_by_type", ctypes.c_void_p, ctypes.c_int)(0)
     start = load("libggml-rpc.so").ggml_backend_rpc_start_server
     start.argtypes = [ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, ctypes.c_void_p]
@@ -35,7 +38,7 @@ def server() -> Iterator[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, __file__, f"127.0.0.1:{port}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
             wait_for(port, process)
             add = load("libggml-rpc.so").ggml_backend_rpc_add_server
