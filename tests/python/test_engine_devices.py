@@ -134,7 +134,8 @@ def test_a_part_on_the_host(devices: TestDevices, method: str) -> None:
         ("gemma3", ""),  # windows
         ("granitehybrid", "dense"),  # recurrent layers
         ("deepseek2", "moe"),  # latent rows
-        ("gpt-oss", "moe"),  # windows, sinks
+        ("gpt-oss", "moe"),  # windows, sinks, experts
+        ("gemma2", "dense"),  # windows, soft caps
         ("bloom", "dense"),  # ALiBi
     ],
 )

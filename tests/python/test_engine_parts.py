@@ -192,19 +192,6 @@ def test_merging_is_refused_for_latent_rows(program: Path, tmp_path: Path) -> No
         Engine(path, 64, config={"merge": 1})
 
 
-def test_tensor_split_is_refused_by_name(windows: Path) -> None:
-    params = lib.llama_model_default_params()
-    params.split_mode = 3  # LLAMA_SPLIT_MODE_TENSOR
-    model = lib.llama_model_load_from_file(str(windows).encode(), params)
-    if not model:
-        pytest.skip("this build cannot split tensors over its devices")
-    config = c.ra_config_default_params()
-    c.check(c.ra_configure_next(ctypes.byref(config)))
-    assert not lib.llama_init_from_model(model, lib.llama_context_default_params())
-    assert "cannot be split tensor by tensor" in c.last_error()
-    lib.llama_model_free(model)
-
-
 GEMMA3 = os.environ.get("REASONALLOC_GEMMA3", "")
 
 
