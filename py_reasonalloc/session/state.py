@@ -56,7 +56,7 @@ class Restorable(Traceable):
         state = super().save_state()
         if state.llama_state_size == 0:
             raise StateError("the state could not be saved")
-        vars(state).update(n_protect=self._n_protect, signature=self.signature())
+        vars(state).update(n_protect=self._n_protect, signature=dict(self.signature()))
         return state
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
