@@ -124,6 +124,7 @@ def plan_tensors(shape: ModelShape, weights: str) -> list[TensorPlan]:
     for il in range(shape.n_layer):
         plans += _attention(shape, weights, il)
         plans += _experts(shape, weights, il) if shape.n_expert else _dense(shape, weights, il)
+        plans += _biases(shape, il)
     plans.append(_norm("output_norm", n_embd))
     if not shape.is_tied:
         plans.append(_matrix(shape, weights, "output", shape.n_vocab, n_embd, "output", gain=3.0))
@@ -161,15 +162,19 @@ def _attention(shape: ModelShape, weights: str, il: int) -> list[TensorPlan]:
         _matrix(shape, weights, f"{at}.attn_output", n_embd, n_q),
         _norm(f"{at}.{'post_attention' if shape.arch == 'gpt-oss' else 'ffn'}_norm", n_embd),
     ]
-    biases = [("q", n_q), ("k", n_kv), ("v", n_kv)]
     if shape.arch == "qwen3moe":
         plans += [_norm(f"{at}.attn_{x}_norm", shape.head_dim) for x in "qk"]
     if shape.arch == "gpt-oss":
         plans.append(TensorPlan(f"{at}.attn_sinks.weight", 0, shape.n_head, Kind.F32, 1.0))
-        biases.append(("output", n_embd))
-    if shape.arch in ("qwen2", "gpt-oss"):
-        plans += [TensorPlan(f"{at}.attn_{x}.bias", 0, n, Kind.F32, 0.1) for x, n in biases]
     return plans
+
+
+def _biases(shape: ModelShape, il: int) -> list[TensorPlan]:
+    """Return those of the attention."""
+    n_q, n_kv = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
+    widths = {"q": n_q, "k": n_kv, "v": n_kv, "output": shape.n_embd}
+    names = {"qwen2": ("q", "k", "v"), "gpt-oss": ("q", "k", "v", "output")}.get(shape.arch, ())
+    return [TensorPlan(f"blk.{il}.attn_{x}.bias", 0, widths[x], Kind.F32, 0.1) for x in names]
 
 
 def _dense(shape: ModelShape, weights: str, il: int) -> list[TensorPlan]:
