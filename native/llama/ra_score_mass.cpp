@@ -9,9 +9,27 @@
 #include <algorithm>
 #include <cmath>
 
+// A host sums rows as they lie. Metal has no such operation: devices sum the rows of the transpose.
+static bool ra_sums_in_place(const ra_tensors & t) {
+    return ggml_backend_buffer_is_host(t.k->buffer);
+}
+
+static ggml_tensor * ra_sum_columns(ggml_context * ctx, const ra_tensors & t, ggml_tensor * kq,
+                                    int64_t n_pad, ggml_tensor * mask) {
+    if (ra_sums_in_place(t)) {
+        return ggml_repeat_back(ctx, kq, ggml_view_1d(ctx, mask, n_pad, 0));
+    }
+    kq = ggml_reshape_2d(ctx, kq, n_pad, ggml_nelements(kq) / n_pad);
+    kq = ggml_cont(ctx, ggml_transpose(ctx, kq));
+    ggml_set_output(kq);
+    return ggml_sum_rows(ctx, kq);
+}
+
 size_t ra_mass_values(const ra_tensors & t, int64_t n_pad, int64_t n_obs) {
-    const size_t n_align = 3 * 64; // each of them may begin at a multiple of 256 bytes
-    return size_t(n_pad) * size_t(n_obs + 1 + (t.max_alibi_bias > 0.0f ? t.n_own() : 0)) + n_align;
+    const size_t  n_align = 4 * 64; // each of them may begin at a multiple of 256 bytes
+    const int64_t n_more  = ra_sums_in_place(t) ? 0 : n_obs * t.n_own();
+    return size_t(n_pad) * size_t(n_obs + 1 + n_more + (t.max_alibi_bias > 0.0f ? t.n_own() : 0)) +
+           n_align;
 }
 
 static ggml_tensor * ra_input(ggml_context * ctx, int64_t ne0, int64_t ne1, int64_t ne2) {
@@ -42,7 +60,7 @@ ggml_tensor * ra_mass_build(ggml_context * ctx, const ra_tensors & t, ra_mass_jo
         ggml_soft_max_add_sinks(kq, ggml_view_1d(ctx, t.sinks, j.n_group,
                                                  size_t(j.ih) * size_t(j.n_group) * sizeof(float)));
     }
-    return ggml_repeat_back(ctx, kq, ggml_view_1d(ctx, j.mask, j.n_pad, 0));
+    return ra_sum_columns(ctx, t, kq, j.n_pad, j.mask);
 }
 
 static float * ra_input_data(ggml_tensor * t) {

@@ -17,7 +17,7 @@ struct ra_mass_job {
 };
 
 // tensors that ra_mass_build() makes at most
-static constexpr size_t RA_MASS_TENSORS = 11;
+static constexpr size_t RA_MASS_TENSORS = 13;
 
 // Values that it makes, the inputs included, beside the products.
 size_t ra_mass_values(const ra_tensors & t, int64_t n_pad, int64_t n_obs);

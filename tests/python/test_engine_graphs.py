@@ -210,9 +210,12 @@ def test_score_graphs_of_every_policy(make_gguf, tables, kv: str) -> None:
             assert bool(scores) == (policy not in ("random", "streaming") or guard > 0)
             required |= requirements(scores)
     assert {op for op, _ in required} == {
-        "CPY", "CONT", "GET_ROWS", "L2_NORM", "MUL_MAT", "SQR", "SQRT", "SUM_ROWS",
+        "CPY", "CONT", "GET_ROWS", "L2_NORM", "MUL_MAT", "REPEAT_BACK", "SOFT_MAX", "SQR", "SQRT",
+        "SUM_ROWS",
     }  # fmt: skip
-    assert unsupported(tables, required) == []
+    # a host's way to sum columns: where a device has the cache, it is CONT and SUM_ROWS
+    on_devices = {one for one in required if one[0] != "REPEAT_BACK"}
+    assert unsupported(tables, on_devices) == []
 
 
 @pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "q8_0", "q4_0"])
