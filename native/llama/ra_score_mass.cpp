@@ -4,14 +4,24 @@
 // place of one per query and token.
 #include "ra_score_mass.h"
 
+#include "ggml-cpp.h"
 #include "ra_graph_alibi.h"
 
 #include <algorithm>
 #include <cmath>
 
-// A host sums rows as they lie. Metal has no such operation: devices sum the rows of the transpose.
+// Sums of columns are one operation, which not every device has (Metal has not): those sum the rows of the
+// transpose.
 static bool ra_sums_in_place(const ra_tensors & t) {
-    return ggml_backend_buffer_is_host(t.k->buffer);
+    const ggml_backend_dev_t dev =
+        ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t.k->buffer));
+    if (dev == nullptr || ggml_backend_buffer_is_host(t.k->buffer)) {
+        return true;
+    }
+    const ggml_context_ptr ctx(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }));
+    ggml_tensor *          rows = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 64, 2);
+    ggml_tensor *          sum  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 64);
+    return ggml_backend_dev_supports_op(dev, ggml_repeat_back(ctx.get(), rows, sum));
 }
 
 static ggml_tensor * ra_sum_columns(ggml_context * ctx, const ra_tensors & t, ggml_tensor * kq,

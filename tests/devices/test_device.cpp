@@ -5,7 +5,7 @@
 
 #define TEST_API extern "C" __attribute__((visibility("default")))
 
-static bool is_cuda = false; // refuse what CUDA has no kernel for
+static int rules = 0; // refuse what there is no kernel for; 1: in CUDA, 2: in Metal
 
 static int device_of(ggml_backend_dev_t dev) {
     return int(reinterpret_cast<intptr_t>(dev->context));
@@ -38,7 +38,10 @@ static bool supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
             return false;
         }
     }
-    return (!is_cuda || test_cuda_supports(op)) &&
+    if (rules == 2 && op->op == GGML_OP_REPEAT_BACK) {
+        return false;
+    }
+    return (rules != 1 || test_cuda_supports(op)) &&
            ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), op);
 }
 
@@ -92,8 +95,8 @@ TEST_API ggml_backend_reg_t ggml_backend_init() {
 }
 
 // from now on: whether to refuse what CUDA refuses
-TEST_API void test_device_cuda(int on) {
-    is_cuda = on != 0;
+TEST_API void test_device_rules(int number) {
+    rules = number;
 }
 
 // graphs and nodes computed so far

@@ -76,13 +76,17 @@ class TestDevices:
         return list(sizes[:n])
 
     @contextlib.contextmanager
-    def as_cuda(self, on: bool = True) -> Iterator[None]:
+    def as_cuda(self, rules: int = 1) -> Iterator[None]:
         """Refuse inside the block what CUDA has no kernel for."""
-        self._lib.test_device_cuda(int(on))
+        self._lib.test_device_rules(rules)
         try:
             yield
         finally:
-            self._lib.test_device_cuda(0)
+            self._lib.test_device_rules(0)
+
+    def as_metal(self) -> contextlib.AbstractContextManager[None]:
+        """Refuse inside the block sums of columns, which Metal has not."""
+        return self.as_cuda(2)
 
     @contextlib.contextmanager
     def registered(self) -> Iterator[None]:
