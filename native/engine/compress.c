@@ -155,6 +155,9 @@ static void ra_plan_all(ra_cache * c, ra_layer * l) {
         memset(l->keep + l->offset[ih], 1, (size_t) l->used[ih]);
         for (int32_t i = 0; i < l->used[ih]; ++i) {
             *score++ = INFINITY;
+            if (l->alike != NULL) { /* not compared */
+                l->alike[l->offset[ih] + i] = (ra_alike){ RA_ALIKE_UNKNOWN, RA_ALIKE_UNKNOWN };
+            }
         }
         l->planned[ih] = l->initial[ih];
     }

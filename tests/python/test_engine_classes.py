@@ -203,7 +203,6 @@ def expected_scores(
         ("gpt-oss", "moe", 20),  # windows of 32 tokens with a budget of their own
         ("gemma2", "dense", 0),  # windows, soft caps
         ("gemma2", "dense", 20),
-        ("gemma3n", "dense", 20),  # two layers with a window read the rows of another
         ("qwen3next", "moe", 0),  # hybrid
         ("granitehybrid", "dense", 0),  # hybrid
         ("deepseek2", "moe", 0),  # latent rows

@@ -215,3 +215,13 @@ def test_gemma_3() -> None:
             assert (stats.n_layer, stats.n_compressions > 0) == (3, True)
             assert stats.kv_bytes == 3 * (budget + 64) * (256 + 256) * 2
             assert stats.stock_bytes == 15 * 1024 * (256 + 256) * 2
+    # the windows, too: as long as they fit, and with less
+    for budget_swa in (448, 128):
+        config = {"buffer": 64, "budget_swa": budget_swa}
+        with Engine(GEMMA3, 256 if budget_swa == 128 else 512, n_ctx=1024, config=config) as engine:
+            found = engine.greedy(prompt, 300)
+            stats = engine.stats()
+            n_rows = 3 * (stats.budget + 64) + 15 * (budget_swa + 64)
+            assert (stats.kv_bytes, stats.stock_bytes) == (n_rows * (256 + 256) * 2, 0)
+            assert (stats.n_compressions > 0) == (budget_swa == 128)
+            assert found == expected or budget_swa == 128

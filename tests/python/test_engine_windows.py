@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine import Engine
+from llama_cpp import llama_cpp as lib
 from test_architectures import program  # noqa: F401  (a fixture)
 from test_engine_bytes import breakdown
 from test_engine_classes import save
@@ -39,7 +40,7 @@ def windows_of(engine: Engine, budget_swa: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("kv", "flash_attn", "tolerance"),
-    [("f32", False, 1e-3), ("f16", True, 2e-2), ("q8_0", True, 2e-1)],
+    [("f32", False, 1e-4), ("f16", True, 2e-3), ("q8_0", True, 2e-2)],
 )
 @pytest.mark.parametrize("policy", ["rkv", "loss", "triattention"])
 def test_as_stock_while_the_window_fits(path, kv, flash_attn, tolerance, policy) -> None:
@@ -62,7 +63,7 @@ def test_as_stock_while_the_window_fits(path, kv, flash_attn, tolerance, policy)
     assert stats.n_compressions >= 10 and stats.n_evicted > 0
     assert stats.stock_bytes == 0
     for stock, own in zip(*runs):
-        assert np.abs(stock - own).max() < tolerance
+        assert np.abs(stock - own).max() < tolerance * np.abs(stock).max()
 
 
 def test_off_is_as_before(path) -> None:
@@ -167,14 +168,14 @@ def test_a_dropped_tail_leaves_no_trace(path) -> None:
     runs = []
     for n_dropped in (0, 5):
         with Engine(path, 48, config=config) as engine:
-            engine.decode_each(tokens[:100])
+            engine.decode_each(tokens[:92])
             room = c.ra_room(engine.ctx, 0)
             assert 5 < room < BUFFER
             for token in random_tokens(n_dropped, seed=3):
                 engine.decode([token])
-            assert engine.remove(100)
-            assert engine.n_pos == 100
-            runs.append(engine.decode_each(tokens[100:]))
+            assert engine.remove(92)
+            assert engine.n_pos == 92
+            runs.append(engine.decode_each(tokens[92:]))
             assert not engine.remove(50)
             assert "start the sequence anew" in c.last_error()
     assert np.array_equal(*runs)
@@ -191,15 +192,14 @@ def test_together_as_alone(path) -> None:
             alone.append(engine.decode_each(text[90:]))
     with Engine(path, 48, config=config, n_seq_max=3) as engine:
         engine.decode_many([(i, tokens[i][:90]) for i in range(2)])
-        from llama_cpp import llama_cpp as lib
-
         lib.llama_memory_seq_cp(engine.memory, 1, 2, -1, -1)
         for step in range(60):
             texts = (tokens[0], tokens[1], tokens[1])
             runs = [(i, [text[90 + step]]) for i, text in enumerate(texts)]
             rows = engine.decode_many(runs)
             for row, expected in zip(rows, (alone[0], alone[1], alone[1])):
-                assert np.abs(row[0] - expected[step]).max() < 1e-3
+                off = np.abs(row[0] - expected[step]).max()
+                assert off < 1e-3 * np.abs(expected).max()
 
 
 def test_refusals(make_gguf, program: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -210,7 +210,7 @@ def test_refusals(make_gguf, program: Path, tmp_path: Path) -> None:  # noqa: F8
         (
             save(program, tmp_path, "llama4", "moe"),
             {},
-            "'llama4' attends within chunks of 32 tokens",
+            "'llama4' attends within chunks of 8192",
         ),
         (windowed, {"policy": "triattention", "centres": None}, "which no profile has"),
     ]
@@ -222,7 +222,5 @@ def test_refusals(make_gguf, program: Path, tmp_path: Path) -> None:  # noqa: F8
         with pytest.raises(RuntimeError, match=message) as caught:
             Engine(model, 64, config=config)
         assert "\n" not in str(caught.value)
-    with pytest.raises(
-        ValueError, match="budget_swa 12 is too small: the sinks .4. and the window .8."
-    ):
+    with pytest.raises(ValueError, match="budget_swa 12 is too small: the sinks"):
         Engine(windowed, 64, config={"budget_swa": 12})
