@@ -16,7 +16,7 @@ static bool ra_sums_in_place(const ra_tensors & t) {
     const ggml_backend_dev_t dev =
         ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t.k->buffer));
     if (dev == nullptr || ggml_backend_buffer_is_host(t.k->buffer)) {
-        return true;
+        return ggml_backend_buffer_is_host(t.k->buffer);
     }
     const ggml_context_ptr ctx(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }));
     ggml_tensor *          rows = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 64, 2);

@@ -75,6 +75,7 @@ static ggml_backend_dev_t get_device(ggml_backend_reg_t reg, size_t i) {
     dev->iface.event_new         = test_event_new;
     dev->iface.event_free        = test_event_free;
     dev->iface.event_synchronize = test_event_synchronize;
+    get_buffer_type(dev)->device = dev;
     return dev;
 }
 

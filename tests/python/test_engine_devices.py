@@ -281,13 +281,12 @@ def test_attention_goes_to_the_cpu_where_the_device_has_none(
 
 
 def test_attention_is_summed_without_sums_of_columns(devices: TestDevices) -> None:
-    """As on Metal. In another order: bits differ, graphs stay whole."""
+    """As on Metal. In another order, so bits differ; transposes take more graphs of scores."""
     config = {**SMALL, "policy": "loss", "merge": 1}
     expected = run(DEMO_MODEL, devices.on(2), config=config)
-    n_graphs = graphs_of(devices, DEMO_MODEL, config=config)
     with devices.as_metal():
         found = run(DEMO_MODEL, devices.on(2), config=config)
-        assert graphs_of(devices, DEMO_MODEL, config=config) == n_graphs
+        assert graphs_of(devices, DEMO_MODEL, config=config)[0] == 2
     assert found[1] == expected[1]
     assert found[2] != expected[2]
     np.testing.assert_allclose(found[0], expected[0], atol=0.05)
