@@ -290,5 +290,12 @@ int32_t ra_cache_list_queries(ra_cache * c, int32_t il) {
             c->obs_pos[n_obs++] = pos;
         }
     }
-    return n_obs;
+    const int32_t n_most = c->settings.cfg.n_query;
+    if ((c->settings.policy->needs & RA_FEATURE_SAMPLED) == 0 || n_most == 0 || n_obs <= n_most) {
+        return n_obs;
+    }
+    for (int32_t i = 0; i < n_most; ++i) { /* at even distances, the newest among them */
+        c->obs_pos[i] = c->obs_pos[n_obs - 1 - (int64_t) (n_most - 1 - i) * n_obs / n_most];
+    }
+    return n_most;
 }

@@ -19,6 +19,7 @@ ra_config ra_config_default_params(void) {
         .pool_kernel   = 7,
         .ema           = 0.5f,
         .decay         = 0.5f,
+        .n_query       = 64,
         .bias_max      = 8.0f,
         .n_guard       = 4,
         .layer_alloc   = "uniform",
@@ -157,6 +158,7 @@ ra_status ra_config_check(const ra_config * cfg) {
     RA_TRY(ra_check_range("n_window", cfg->n_window, 1, RA_MAX_WINDOW));
     RA_TRY(ra_check_range("n_draft", cfg->n_draft, 0, RA_MAX_WINDOW));
     RA_TRY(ra_check_range("n_protect", cfg->n_protect, 0, RA_MAX_TOKENS));
+    RA_TRY(ra_check_range("n_query", cfg->n_query, 0, RA_MAX_TOKENS));
     RA_TRY(ra_check_range("budget_swa", cfg->budget_swa, 0, RA_MAX_TOKENS));
     RA_TRY(ra_check_range("pool_kernel", cfg->pool_kernel, 1, 255));
     if (cfg->pool_kernel % 2 == 0) {

@@ -17,7 +17,8 @@ static const ra_policy ra_policies[] = {
       RA_FEATURE_ATTN_MASS | RA_FEATURE_VALUE_DIST, ra_policy_mass_score, ra_policy_observe_memory,
       2, 0 },
     { "loss", "mass over all queries, times what the most alike key that stays cannot stand in for",
-      RA_FEATURE_ATTN_MASS | RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_DIST | RA_FEATURE_TWIN,
+      RA_FEATURE_ATTN_MASS | RA_FEATURE_ALL_QUERIES | RA_FEATURE_SAMPLED | RA_FEATURE_VALUE_DIST |
+          RA_FEATURE_TWIN,
       ra_policy_loss_score, ra_policy_observe_memory, 2, 0 },
     { "keydiff", "KeyDiff: keys least like the head's mean key (arXiv:2504.15364)",
       RA_FEATURE_KEY_COS, ra_policy_keydiff_score, NULL, 1, 0 },

@@ -144,9 +144,11 @@ typedef struct ra_config {
     float    sim_threshold; /* cosine above which two keys count as alike, [-1, 1]. Default 0.5. */
     int32_t  pool_kernel;   /* width of the max-pool over importance, odd, 1..255. Default 7. */
     float    ema;           /* "rkv-ema": weight of a token's score before, [0, 1). Default 0.5. */
-    float    decay; /* "mass", "loss": weight of the attention before, per compression, [0, 1).
+    float    decay;   /* "mass", "loss": weight of the attention before, per compression, [0, 1).
                              * Default 0.5. */
-    uint64_t seed;  /* of the random policy. Default 0. */
+    int32_t  n_query; /* "loss": of the queries since the last compression at most so many are
+                             * weighed, at even distances; 0: all. Default 64. */
+    uint64_t seed;    /* of the random policy. Default 0. */
 
     /* Merging, with any policy: an evicted token's value is averaged, weighted by attention, into the
      * token of its head that stays and has the most similar key (sinks, protected tokens and the window

@@ -33,6 +33,7 @@ enum {
     RA_FEATURE_KEYS        = 1 << 7,
     RA_FEATURE_CENTRES     = 1 << 8, /* of the queries, and how keys are rotated */
     RA_FEATURE_ATTN_MASS   = 1 << 9,
+    RA_FEATURE_SAMPLED     = 1 << 10, /* of all queries at most cfg->n_query will do */
 
     /* what is computed from queries, so that they are remembered */
     RA_FEATURES_OF_QUERIES = RA_FEATURE_ATTN_LOGITS | RA_FEATURE_ATTN_MASS,

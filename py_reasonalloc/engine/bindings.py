@@ -46,6 +46,7 @@ class ra_config(ctypes.Structure):  # noqa: N801
         ("pool_kernel", c_int32),
         ("ema", c_float),
         ("decay", c_float),
+        ("n_query", c_int32),
         ("seed", c_uint64),
         ("merge", c_int32),
         ("bias_max", c_float),

@@ -48,6 +48,7 @@ OPTIONS: dict[str, tuple[str, type]] = {
     "pool_kernel": ("pool_kernel", int),
     "ema": ("ema", float),
     "decay": ("decay", float),
+    "n_query": ("n_query", int),
     "merge": ("merge", int),
     "bias_max": ("bias_max", float),
     "value_guard": ("value_guard", float),
@@ -164,6 +165,9 @@ class BudgetConfig:
         rkv-ema: weight of a token's score at earlier compressions, 0 to below 1.
     decay : float
         mass, loss: weight of the attention at earlier compressions, per compression, 0 to below 1.
+    n_query : int
+        loss: of the queries since the last compression at most so many are weighed, at even
+        distances; 0: all.
     merge : bool, optional
         The value of an evicted token goes, weighted by the attention it received, into the kept
         token of its head that is most like it, whose logits get a bias for it (ToMe,
@@ -228,6 +232,7 @@ class BudgetConfig:
     pool_kernel: int = 7
     ema: float = 0.5
     decay: float = 0.5
+    n_query: int = 64
     merge: bool | None = None
     bias_max: float = 8.0
     value_guard: float = 0.0
@@ -253,6 +258,7 @@ class BudgetConfig:
         check_int("window", self.window, 1, MAX_WINDOW)
         check_int("n_draft", self.n_draft, 0, MAX_WINDOW)
         check_int("budget_swa", self.budget_swa, 0, MAX_TOKENS)
+        check_int("n_query", self.n_query, 0, MAX_TOKENS)
         check_int("pool_kernel", self.pool_kernel, 1, 255)
         check_int("policy_seed", self.policy_seed, 0, 2**64 - 1)
         check_float("lambda_", self.lambda_, 0.0, 1.0)
@@ -353,6 +359,7 @@ class BudgetConfig:
             "pool_kernel",
             "ema",
             "decay",
+            "n_query",
             "bias_max",
             "value_guard",
             "n_guard",

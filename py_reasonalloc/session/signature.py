@@ -39,8 +39,9 @@ def _of_config(config: BudgetConfig) -> dict[str, str]:
         for field in dataclasses.fields(config)
         if field.name not in _LEFT_OUT
     }
-    if config.budget_swa == 0:  # as states of before it have it
-        del found["budget_swa"]
+    for field in ("budget_swa", "n_query"):
+        if getattr(config, field) == getattr(BudgetConfig, field):  # as states of before it
+            del found[field]
     if config.policy == "random":
         found["policy_seed"] = str(config.policy_seed)
     profile = config.profile

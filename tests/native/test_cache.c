@@ -126,6 +126,33 @@ static void test_all_queries(void) {
     ra_pool_free(&p);
 }
 
+/* of the queries since the last compression a part, at even distances, the newest among them */
+static void test_some_queries(void) {
+    const struct {
+        const char * policy;
+        int32_t      n_query, n;
+        int32_t      pos[8];
+    } cases[] = {
+        { "loss", 64, 8, { 17, 18, 19, 20, 21, 22, 23, 24 } },
+        { "loss", 0, 8, { 17, 18, 19, 20, 21, 22, 23, 24 } },
+        { "loss", 4, 4, { 18, 20, 22, 24 } },
+        { "loss", 3, 3, { 19, 22, 24 } },
+        { "loss", 1, 1, { 24 } },
+        { "h2o", 4, 8, { 17, 18, 19, 20, 21, 22, 23, 24 } }, /* a sum over all of them */
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); ++i) {
+        ra_config cfg = ra_pool_config(cases[i].policy, 20);
+        cfg.n_query   = cases[i].n_query;
+        ra_pool p;
+        if (ra_pool_make(&p, &cfg, 2, two_layers)) {
+            ra_pool_append(&p, 25);
+            CHECK_EQ(ra_cache_list_queries(p.cache, 0), cases[i].n);
+            CHECK_ARRAY(p.cache->obs_pos, cases[i].pos, cases[i].n);
+            ra_pool_free(&p);
+        }
+    }
+}
+
 static void test_after_a_compression(void) {
     const ra_config    cfg = ra_pool_config("streaming", 7);
     ra_pool            p;
@@ -316,6 +343,7 @@ int main(void) {
     test_append_and_window();
     test_truncate();
     test_all_queries();
+    test_some_queries();
     test_after_a_compression();
     test_set_protect();
     test_set_protect_splits_anew();

@@ -5,10 +5,11 @@
 
 #include <stdlib.h>
 
-#define ALL_FEATURES                                                                      \
-    ((uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |       \
-                 RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM | RA_FEATURE_VALUE_DIST | \
-                 RA_FEATURE_TWIN | RA_FEATURE_KEYS | RA_FEATURE_CENTRES | RA_FEATURE_ATTN_MASS))
+#define ALL_FEATURES                                                                             \
+    ((uint32_t) (RA_FEATURE_ATTN_LOGITS | RA_FEATURE_KEY_SIM | RA_FEATURE_KEY_COS |              \
+                 RA_FEATURE_ALL_QUERIES | RA_FEATURE_VALUE_NORM | RA_FEATURE_VALUE_DIST |        \
+                 RA_FEATURE_TWIN | RA_FEATURE_KEYS | RA_FEATURE_CENTRES | RA_FEATURE_ATTN_MASS | \
+                 RA_FEATURE_SAMPLED))
 
 /* exact-size heap arrays, so that the address sanitizer sees a read or write beyond them */
 typedef struct features_heap {

@@ -24,6 +24,7 @@ NATIVE_NAMES = {
     "policy_seed": "seed",
     "budget_swa": "budget_swa",
     "n_draft": "n_draft",
+    "n_query": "n_query",
 }
 
 
@@ -58,6 +59,7 @@ def test_values_reach_the_library() -> None:
         attention="layer",
         budget_swa=30,
         n_draft=6,
+        n_query=20,
     )
     native = config.to_native()
     for name, native_name in NATIVE_NAMES.items():
