@@ -19,7 +19,7 @@ ra_config ra_config_default_params(void) {
         .pool_kernel   = 7,
         .ema           = 0.5f,
         .decay         = 0.5f,
-        .n_query       = 64,
+        .n_query       = 0,
         .bias_max      = 8.0f,
         .n_guard       = 4,
         .layer_alloc   = "uniform",

@@ -147,7 +147,7 @@ typedef struct ra_config {
     float    decay;   /* "mass", "loss": weight of the attention before, per compression, [0, 1).
                              * Default 0.5. */
     int32_t  n_query; /* "loss": of the queries since the last compression at most so many are
-                             * weighed, at even distances; 0: all. Default 64. */
+                             * weighed, at even distances; 0: all. Default 0. */
     uint64_t seed;    /* of the random policy. Default 0. */
 
     /* Merging, with any policy: an evicted token's value is averaged, weighted by attention, into the

@@ -167,7 +167,7 @@ class BudgetConfig:
         mass, loss: weight of the attention at earlier compressions, per compression, 0 to below 1.
     n_query : int
         loss: of the queries since the last compression at most so many are weighed, at even
-        distances; 0: all.
+        distances, which costs some quality and saves time; 0: all.
     merge : bool, optional
         The value of an evicted token goes, weighted by the attention it received, into the kept
         token of its head that is most like it, whose logits get a bias for it (ToMe,
@@ -232,7 +232,7 @@ class BudgetConfig:
     pool_kernel: int = 7
     ema: float = 0.5
     decay: float = 0.5
-    n_query: int = 64
+    n_query: int = 0
     merge: bool | None = None
     bias_max: float = 8.0
     value_guard: float = 0.0
