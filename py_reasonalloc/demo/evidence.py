@@ -99,14 +99,7 @@ DEFAULT_BUDGETS = (96, 128, 160, 200, 256)
 DEFAULT_METHODS = tuple(
     f"{name}+{WIDE}"
     for name in (
-        "streaming",
-        "random",
-        "snapkv",
-        "h2o",
-        "keydiff",
-        "rkv",
-        "pyramid-rkv",
-        "loss",
+        *("streaming", "random", "snapkv", "h2o", "keydiff", "rkv", "pyramid-rkv", "loss"),
         "rkv+layers=error",
         "loss-error",
     )

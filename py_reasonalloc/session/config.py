@@ -88,9 +88,7 @@ def read_option(key: str, text: str) -> tuple[str, float | str]:
 
 
 def kv_type_id(name: str | int) -> int:
-    """Return the ggml_type of a cache type given by name, in upper or lower case.
-
-    A number passes through.
+    """Return the ggml_type of a cache type, given by name in upper or lower case, or as that.
 
     Raises
     ------
@@ -144,9 +142,8 @@ class BudgetConfig:
     window : int
         Newest tokens: never evicted, and their queries score the others. 1 to `MAX_WINDOW`.
     budget_swa : int
-        Tokens kept per KV head in layers with a sliding window, at most the window; 0: these layers
-        stay in llama.cpp's own cache of windows. What is out of the window goes first, whatever
-        protects it; the prompt is not protected there, and nothing merged.
+        Tokens kept per KV head in layers with a sliding window, at most the window (what is out of
+        it goes first; no prompt is protected, nothing merged); 0: they stay in llama.cpp's cache.
     n_draft : int
         Longest draft of speculative decoding: as many more queries are kept, so that a rejected one
         loses none of the window. 0 to `MAX_WINDOW`; a session with a `draft_model` sets it.
@@ -166,8 +163,7 @@ class BudgetConfig:
     decay : float
         mass, loss: weight of the attention at earlier compressions, per compression, 0 to below 1.
     n_query : int
-        loss: of the queries since the last compression at most so many are weighed, at even
-        distances, which costs some quality and saves time; 0: all.
+        loss: most queries since the last compression that are weighed (less time, worse); 0: all.
     merge : bool, optional
         The value of an evicted token goes, weighted by the attention it received, into the kept
         token of its head that is most like it, whose logits get a bias for it (ToMe,

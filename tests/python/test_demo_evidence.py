@@ -82,7 +82,7 @@ def test_autopsy_of_a_cache_that_holds_everything(demo_model) -> None:
         (evaluate.main, [__file__], 1, "not a GGUF"),
         (evaluate.main, ["--problems", "0"], 2, "0 is not in the range"),
         (evidence.main, ["--problems", "0"], 2, "0 is not in the range"),
-        (evidence.main, ["--only", "methods,odds"], 2, "'odds' must be one of methods, parts, "),
+        (evidence.main, ["--only", "methods,odds"], 2, "'odds' must be one of defaults, methods, "),
         (evidence.main, ["--report-only", "--out", "nothing"], 2, "nothing: there are no results"),
         (evidence.main, ["--docs", "no.md"], 2, "no.md: cannot be read: No such file"),
     ],
