@@ -133,7 +133,7 @@ static ggml_tensor * ra_attend_head(const llm_graph_context & graph, ra_graph_pa
                                     const ra_tensors & t, const ra_layer & l, const ra_attn & attn,
                                     int32_t ih) {
     ggml_context * ctx     = graph.ctx0;
-    const int64_t  n_group = t.n_head / t.n_head_kv;
+    const int64_t  n_group = t.n_own();
     const int64_t  n_span  = inp->n_span(attn.il, ih);
     ggml_tensor *  q       = attn.q;
 
@@ -238,18 +238,16 @@ static ggml_tensor * ra_attend(const llm_graph_context & graph, ra_graph_part * 
 }
 
 ggml_tensor * ra_graph_build_attn(const llm_graph_context & graph, const ra_attn & attn) {
-    const ra_batch_view * batch = ra_batch_of(graph.mctx);
-    // the layer whose rows are read: of layers that share those of another, the last of their kind
-    const bool shares = attn.k == nullptr;
-    const int  back   = graph.hparams.is_swa((uint32_t) attn.il) ? 2 : 1;
-    const int  il     = shares ? graph.hparams.n_layer_kv_from_start - back : attn.il;
+    const ra_batch_view * batch  = ra_batch_of(graph.mctx);
+    const bool            shares = attn.k == nullptr; // the rows of another layer
+    const int             il     = shares ? ra_layer_of_rows(graph.hparams, attn.il) : attn.il;
     if (batch == nullptr || !batch->has_layer(il)) {
         return nullptr;
     }
     int32_t i_reader =
-        shares ? 1 : 0; // of the layers that read the rows: the owner, then in their order
-    for (int32_t i = graph.hparams.n_layer_kv_from_start; shares && i < attn.il; ++i) {
-        i_reader += graph.hparams.is_swa((uint32_t) i) == graph.hparams.is_swa((uint32_t) attn.il);
+        0; // of the layers that read the rows, in their order; the owner is the first
+    for (int32_t i = il; i < attn.il; ++i) {
+        i_reader += ra_layer_of_rows(graph.hparams, i) == il;
     }
     GGML_ASSERT(attn.kq_b == nullptr);
     ra_graph_input *           inp = ra_input_of(graph, *batch);

@@ -59,7 +59,7 @@ ggml_tensor * ra_attend_alibi(const llm_graph_context & graph, const ra_attn & a
                               const ra_tensors & t, int32_t ih, ggml_tensor * k, ggml_tensor * v,
                               ggml_tensor * mask, ggml_tensor * positions) {
     ggml_context * ctx     = graph.ctx0;
-    const int32_t  n_group = t.n_head / t.n_head_kv;
+    const int32_t  n_group = t.n_own();
     ggml_tensor *  q       = attn.q;
     ggml_tensor *  out     = nullptr;
 

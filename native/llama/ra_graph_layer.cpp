@@ -178,6 +178,18 @@ static void ra_set_masks(T * data, const ra_windows & w, size_t begin, const T *
     std::fill_n(data + begin, n_dead, minus_inf);
 }
 
+// values: biases in the type of the masks, or NULL
+void ra_layer_attention::set_mask(const ra_windows & w, size_t begin, const void * values,
+                                  int32_t i, int64_t n_dead, int64_t n_visible) {
+    if (masks_in->type == GGML_TYPE_F16) {
+        ra_set_masks((ggml_fp16_t *) masks_in->data, w, begin, (const ggml_fp16_t *) values, i,
+                     n_dead, n_visible, ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
+    } else {
+        ra_set_masks((float *) masks_in->data, w, begin, (const float *) values, i, n_dead,
+                     n_visible, 0.0f, -INFINITY);
+    }
+}
+
 // the masks of several tokens, in the layers with a sliding window
 void ra_layer_attention::set_windows(const ra_view & view) {
     const ra_cache & c = view.cache();
@@ -190,15 +202,7 @@ void ra_layer_attention::set_windows(const ra_view & view) {
             const int64_t n_visible = view.n_used(il, ih, n_tokens) + t + 1;
             const int64_t n_dead    = ra_head_dead(&l, ih, c.n_pos - n_tokens + t);
             GGML_ASSERT(n_dead < n_visible && n_visible <= w.n_rows);
-            const size_t begin = w.mask_at + size_t(i * w.n_rows);
-            if (masks_in->type == GGML_TYPE_F16) {
-                ra_set_masks<ggml_fp16_t>((ggml_fp16_t *) masks_in->data, w, begin, nullptr,
-                                          (int32_t) i, n_dead, n_visible, ggml_fp32_to_fp16(0.0f),
-                                          ggml_fp32_to_fp16(-INFINITY));
-            } else {
-                ra_set_masks<float>((float *) masks_in->data, w, begin, nullptr, (int32_t) i,
-                                    n_dead, n_visible, 0.0f, -INFINITY);
-            }
+            set_mask(w, w.mask_at + size_t(i * w.n_rows), nullptr, (int32_t) i, n_dead, n_visible);
         }
     }
 }
@@ -228,14 +232,7 @@ void ra_layer_attention::set_input(const ra_view & view) {
             const int64_t n_dead    = ra_head_dead(&l, ih, c.n_pos - 1);
             const size_t  begin     = mask_begin(w, ih, l.offset[ih]);
             GGML_ASSERT(begin + size_t(n_visible) <= w.mask_at + size_t((ih + 1) * w.n_rows));
-            if (masks_in->type == GGML_TYPE_F16) {
-                ra_set_masks((ggml_fp16_t *) masks_in->data, w, begin, (const ggml_fp16_t *) values,
-                             ih, n_dead, n_visible, ggml_fp32_to_fp16(0.0f),
-                             ggml_fp32_to_fp16(-INFINITY));
-            } else {
-                ra_set_masks((float *) masks_in->data, w, begin, (const float *) values, ih, n_dead,
-                             n_visible, 0.0f, -INFINITY);
-            }
+            set_mask(w, begin, values, ih, n_dead, n_visible);
         }
     }
 }
@@ -285,7 +282,7 @@ static ggml_backend_t ra_backend_with(ggml_backend_sched_t sched, const ggml_ten
 ggml_tensor * ra_layer_attention::attend(const llm_graph_context & graph, const ra_tensors & t,
                                          ggml_tensor * q, float kq_scale, int il) {
     ggml_context *     ctx     = graph.ctx0;
-    const int64_t      n_group = t.n_head / t.n_head_kv;
+    const int64_t      n_group = t.n_own();
     const ra_windows & w       = windows[il];
 
     // [head_dim_k, 1, n_group, n_head_kv]

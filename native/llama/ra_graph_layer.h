@@ -49,6 +49,8 @@ class ra_layer_attention {
     void   add_windows(const ra_view & view, int32_t il, ra_masks_kind kind, int32_t n_ahead);
     void   keep_biases(const ra_view & view);
     void   set_windows(const ra_view & view);
+    void   set_mask(const ra_windows & w, size_t begin, const void * values, int32_t i,
+                    int64_t n_dead, int64_t n_visible);
     size_t mask_begin(const ra_windows & w, int32_t ih, int32_t offset) const;
     ggml_tensor * masks(const llm_graph_context & graph);
 

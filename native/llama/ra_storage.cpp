@@ -11,6 +11,11 @@
 // construction
 // ---------------------------------------------------------------------------------------------
 
+int32_t ra_layer_of_rows(const llama_hparams & hparams, int32_t il) {
+    const int32_t n_own = hparams.n_layer_kv_from_start;
+    return n_own < 2 || il < n_own ? il : n_own - (hparams.is_swa((uint32_t) il) ? 2 : 1);
+}
+
 ra_storage::ra_storage(const llama_model & model, const llama_memory_params & params, bool offload,
                        const std::vector<bool> & grows, ra_settings * settings)
     : no_alloc(model.hparams.no_alloc) {
@@ -62,11 +67,9 @@ void ra_storage::add_layers(const llama_model & model, const llama_memory_params
         tensors[il].n_head_kv      = cache->layers[il].n_head_kv;
         tensors[il].max_alibi_bias = hparams.f_max_alibi_bias;
     }
-    // layers without rows of their own read those of the last ones of their kind that have
-    for (uint32_t il = (uint32_t) std::max(hparams.n_layer_kv_from_start, 0);
-         hparams.n_layer_kv_from_start >= 2 && il < hparams.n_layer(); ++il) {
-        ++tensors[(size_t) (hparams.n_layer_kv_from_start - (hparams.is_swa(il) ? 2 : 1))]
-              .n_readers;
+    for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
+        const int32_t of = ra_layer_of_rows(hparams, il);
+        tensors[(size_t) of].n_readers += of != il;
     }
     // tokens are scored by the queries of all layers that read them; query centres are those of the owner
     for (ra_tensors & t : tensors) {

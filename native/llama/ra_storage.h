@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+struct llama_hparams;
 struct llama_memory_params;
 struct llama_model;
 
@@ -22,6 +23,10 @@ struct llama_model;
 struct ra_cache_deleter {
     void operator()(ra_cache * c) const { ra_cache_free(c); }
 };
+
+// The layer whose rows layer il reads: its own, or, where it has none, the last one of its kind (with a sliding
+// window or without) that has.
+int32_t ra_layer_of_rows(const llama_hparams & hparams, int32_t il);
 
 class ra_storage {
   public:

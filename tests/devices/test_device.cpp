@@ -95,7 +95,7 @@ TEST_API ggml_backend_reg_t ggml_backend_init() {
     return &reg;
 }
 
-// from now on: whether to refuse what CUDA refuses
+// from now on: what to refuse, see `rules`
 TEST_API void test_device_rules(int number) {
     rules = number;
 }

@@ -76,17 +76,20 @@ class TestDevices:
         return list(sizes[:n])
 
     @contextlib.contextmanager
-    def as_cuda(self, rules: int = 1) -> Iterator[None]:
-        """Refuse inside the block what CUDA has no kernel for."""
-        self._lib.test_device_rules(rules)
+    def _with_rules(self, number: int) -> Iterator[None]:
+        self._lib.test_device_rules(number)
         try:
             yield
         finally:
             self._lib.test_device_rules(0)
 
+    def as_cuda(self) -> contextlib.AbstractContextManager[None]:
+        """Refuse inside the block what CUDA has no kernel for."""
+        return self._with_rules(1)
+
     def as_metal(self) -> contextlib.AbstractContextManager[None]:
         """Refuse inside the block sums of columns, which Metal has not."""
-        return self.as_cuda(2)
+        return self._with_rules(2)
 
     @contextlib.contextmanager
     def registered(self) -> Iterator[None]:

@@ -28,9 +28,7 @@ NORM, NEOX = 0, 2
 GREEDY = Settings(steps=40, sampling=Sampling(temp=0.0), kv_type="f32", n_threads=1)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 # --- the rotation, against ggml's own op ---------------------------------------------------------

@@ -31,9 +31,7 @@ BUFFER = 16
 TEXT = "The sum of two odd numbers is even, and so is that of two even ones; of three odd ones not."
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def reference_error(q, k, v, scale: float, budget: int) -> float:

@@ -39,9 +39,7 @@ FOUND = Recommendation(
 )
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("REASONALLOC_CACHE_DIR", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def arm(method: str, budget: int, n_bytes: int, kl: float, high: float, **changes):
